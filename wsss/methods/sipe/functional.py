@@ -1,0 +1,241 @@
+"""SIPE's equations as pure functions of tensors (Chen et al., CVPR 2022).
+
+In the order of the paper: hierarchical feature (Fig. 4), structure-aware seeds (eq. 3-5),
+image-specific prototypes (eq. 6), IS-CAM (eq. 7), General-Specific Consistency (eq. 10).
+`explore` runs eq. 3-7 in one call.
+
+Shapes: B images, N foreground classes, h x w grid, C channels; channel 0 of every (B, N+1, h, w)
+tensor is the background. Everything is a matrix product: the largest tensor is the structure map
+(B, hw, hw), and it carries no gradient. All functions compute and answer in float32, under
+autocast too: sums over hundreds of channels or a thousand pixels overflow or round in half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.methods.cam.functional import EPS, normalize_cam
+
+SEED_CHOICES = ("structure", "argmax", "threshold")
+
+
+class Exploration(NamedTuple):
+    """What image-specific prototype exploration finds in a batch."""
+
+    seeds: Tensor
+    """(B, N+1, h, w) one-hot or zero, no gradient."""
+    prototypes: Tensor
+    """(B, N+1, C) unit vectors, zero for a class without seeds."""
+    is_cam: Tensor
+    """(B, N+1, h, w) in [0, 1]."""
+
+
+def unit_vectors(feature: Tensor, dim: int = 1, eps: float = EPS) -> Tensor:
+    """Vectors along `dim` divided by their length + eps, float32; a zero vector stays zero."""
+    feature = feature.float()
+    return feature / (torch.linalg.vector_norm(feature, dim=dim, keepdim=True) + eps)
+
+
+def hierarchical_feature(sides: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Side outputs of all stages as one feature map (SIPE Fig. 4).
+
+    Args:
+        sides: one (B, C_k, h_k, w_k) per stage.
+        size: working grid (h, w), the third stage's.
+
+    Returns:
+        g (B, sum of C_k, h, w): every side is brought to unit length per pixel first, so that no
+        stage outweighs another, then bilinearly to the grid.
+    """
+    resized = [
+        F.interpolate(unit_vectors(side), size=size, mode="bilinear", align_corners=False)
+        for side in sides
+    ]
+    return torch.cat(resized, dim=1)
+
+
+@torch.no_grad()
+def structure_map(feature: Tensor) -> Tensor:
+    """Spatial structure of every pixel: its correlation with all others (SIPE eq. 3).
+
+    Args:
+        feature: (B, C, h, w).
+
+    Returns:
+        s_ij = ReLU(cos(u_i, u_j)), (B, hw, hw) in [0, 1], no gradient.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        unit = unit_vectors(feature).flatten(2)
+        return torch.bmm(unit.transpose(1, 2), unit).relu_()
+
+
+@torch.no_grad()
+def structure_iou(feature: Tensor, maps: Tensor) -> Tensor:
+    """Soft IoU between every pixel's structure map and every class map (SIPE eq. 4).
+
+    Args:
+        feature: u (B, C, h, w), whose correlations are the structure.
+        maps: M (B, N+1, h, w) in [0, 1], background first.
+
+    Returns:
+        inter / (sum_j s_ij + sum_j M_n(j) - inter), (B, N+1, h, w), no gradient; 0 where both
+        maps are empty.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        flat = maps.float().flatten(2)
+        structure = structure_map(feature)
+        # One product gives the intersections and, from the row of ones, the structure's own mass.
+        template = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
+        products = torch.bmm(template, structure)
+        inter, mass = products[:, :-1], products[:, -1:]
+        union = mass + flat.sum(dim=2, keepdim=True) - inter
+        return (inter / union.clamp_min(EPS)).view(maps.shape)
+
+
+@torch.no_grad()
+def locate_seeds(scores: Tensor, allowed: Tensor, attenuation: float = 0.5) -> Tensor:
+    """Seeds: every pixel to its best class (SIPE eq. 5), where that class is allowed.
+
+    Args:
+        scores: (B, N+1, h, w), background first: structure IoU, or the class maps themselves.
+        allowed: mask broadcastable to `scores`. A pixel whose best class is not allowed (absent
+            from the image, or padding) is no seed of any class.
+        attenuation: factor on the background's score. The released code applies it here; the
+            paper's eq. 2 applies it to the background map.
+
+    Returns:
+        One-hot or zero, (B, N+1, h, w) float32, no gradient.
+    """
+    scores = scores.float()
+    scores = torch.cat([scores[:, :1] * attenuation, scores[:, 1:]], dim=1)
+    best = scores.argmax(dim=1, keepdim=True)
+    return torch.zeros_like(scores).scatter_(1, best, 1.0) * allowed
+
+
+@torch.no_grad()
+def threshold_seeds(maps: Tensor, allowed: Tensor, threshold: float) -> Tensor:
+    """Seeds by a constant threshold on the class maps (the paper's Fig. 8 baseline).
+
+    Args:
+        maps: M (B, N+1, h, w); the background map is replaced by the constant.
+        allowed: as in `locate_seeds`.
+        threshold: a pixel is foreground where its largest foreground map exceeds this.
+
+    Returns:
+        One-hot or zero, (B, N+1, h, w) float32, no gradient.
+    """
+    constant = torch.full_like(maps[:, :1], threshold)
+    return locate_seeds(torch.cat([constant, maps[:, 1:]], dim=1), allowed, attenuation=1.0)
+
+
+def image_prototypes(seeds: Tensor, feature: Tensor) -> Tensor:
+    """Centroid of each class's seeds, as a direction (SIPE eq. 6).
+
+    Args:
+        seeds: (B, N+1, h, w), one-hot or zero; a constant.
+        feature: g (B, C, h, w).
+
+    Returns:
+        (B, N+1, C) of unit length, zero for a class without seeds. Gradient flows into `feature`.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        flat = seeds.float().flatten(2)
+        # Dividing by the count keeps the scale of `feature`, beside which eps is small.
+        count = flat.sum(dim=2, keepdim=True).clamp_min(1.0)
+        centroid = torch.bmm(flat / count, feature.float().flatten(2).transpose(1, 2))
+        return unit_vectors(centroid, dim=2)
+
+
+def reactivate(feature: Tensor, prototypes: Tensor) -> Tensor:
+    """Image-specific CAM: correlation of every pixel with every prototype (SIPE eq. 7).
+
+    Args:
+        feature: g (B, C, h, w).
+        prototypes: (B, N+1, C) unit vectors or zero.
+
+    Returns:
+        ReLU(cos(g(i), p_n)), (B, N+1, h, w) in [0, 1]; zero for a zero prototype.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        flat = feature.float().flatten(2)
+        # Dividing the products by the lengths spares a normalized copy of the feature.
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True) + EPS
+        cosine = torch.bmm(prototypes.float(), flat) / length
+        return F.relu(cosine).unflatten(2, feature.shape[-2:])
+
+
+def explore(
+    maps: Tensor,
+    structure: Tensor,
+    feature: Tensor,
+    allowed: Tensor,
+    attenuation: float = 0.5,
+    seeds: str = "structure",
+    seed_threshold: float = 0.3,
+) -> Exploration:
+    """Image-specific prototype exploration: seeds, prototypes, IS-CAM (SIPE eq. 3-7).
+
+    Args:
+        maps: normalized class maps with background (B, N+1, h, w).
+        structure: u (B, C', h, w), the feature that defines the structure.
+        feature: g (B, C, h, w), the feature of prototypes and IS-CAM; the only input that
+            receives gradient.
+        allowed: where a class may be seed, broadcastable to (B, N+1, h, w).
+        attenuation: factor on the background's score, see `locate_seeds`.
+        seeds: "structure" (the method), "argmax" or "threshold" of the maps (ablations).
+        seed_threshold: for seeds="threshold".
+
+    Returns:
+        Seeds, prototypes and the un-normalized IS-CAM.
+
+    Raises:
+        ValueError: `seeds` is none of SEED_CHOICES.
+    """
+    if seeds == "structure":
+        located = locate_seeds(structure_iou(structure, maps), allowed, attenuation)
+    elif seeds == "argmax":
+        located = locate_seeds(maps, allowed, attenuation)
+    elif seeds == "threshold":
+        located = threshold_seeds(maps, allowed, seed_threshold)
+    else:
+        raise ValueError(f"seeds={seeds!r}: expected one of {', '.join(SEED_CHOICES)}")
+    prototypes = image_prototypes(located, feature)
+    return Exploration(located, prototypes, reactivate(feature, prototypes))
+
+
+def estimate_background(is_cam: Tensor) -> Tensor:
+    """IS-CAM whose background is 1 - max of the normalized foreground (Table 5, without BPM).
+
+    Args:
+        is_cam: (B, N+1, h, w); its background map is discarded.
+
+    Returns:
+        (B, N+1, h, w), foreground normalized by its maximum per image and class.
+    """
+    foreground = normalize_cam(is_cam[:, 1:])
+    return torch.cat([1 - foreground.amax(dim=1, keepdim=True), foreground], dim=1)
+
+
+def gsc_loss(general: Tensor, specific: Tensor, counted: Tensor | None = None) -> Tensor:
+    """General-Specific Consistency: mean absolute difference of CAM and IS-CAM (SIPE eq. 10).
+
+    Args:
+        general: M (B, K, h, w), the CAM side, valid mask already multiplied in.
+        specific: (B, K, h, w), the IS side, normalized by its maximum per image and class; no
+            mask.
+        counted: (B, K) ones where a channel enters the mean; None counts all, as released: the
+            absent classes, whose two maps are zero, then dilute the loss.
+
+    Returns:
+        Scalar float32. Neither side is detached here.
+    """
+    difference = (general.float() - specific.float()).abs().mean(dim=(2, 3))
+    if counted is None:
+        return difference.mean()
+    counted = counted.to(difference.dtype)
+    return (difference * counted).sum() / counted.sum().clamp_min(1.0)
