@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from wsss.errors import WsssError
@@ -134,9 +135,11 @@ def draw_features(
         figure.subplots(1, 2), ("before alignment", "after alignment"), (before, after), strict=True
     ):
         # Directions, since prototypes meet features by cosine.
-        flat = TSNE(
-            perplexity=min(30.0, (len(owner) - 1) / 3), init="random", random_state=0
-        ).fit_transform(F.normalize(points, dim=1).numpy())
+        # One thread: t-SNE's many short parallel loops take fifty times longer on a busy machine.
+        with threadpool_limits(1):
+            flat = TSNE(
+                perplexity=min(30.0, (len(owner) - 1) / 3), init="random", random_state=0
+            ).fit_transform(F.normalize(points, dim=1).numpy())
         for n in owner.unique().tolist():
             own = flat[(owner == n).numpy()]
             axis.scatter(own[:, 0], own[:, 1], s=6, color=COLORS(n % 20), label=class_names[n])
