@@ -1,0 +1,205 @@
+"""The command line: composition, error lines, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from wsss.errors import WsssError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
+
+_failed: list[str] = []
+
+
+def settings_path(overrides: str) -> str:
+    """Folder name of a run's overrides: `default` without any, shortened if it is too long."""
+    from wsss.artifacts import digest
+
+    name = re.sub(r"[/\\\s]+", "_", overrides) or "default"
+    return name if len(name) <= MAX_SETTINGS else f"{name[: MAX_SETTINGS - 17]}~{digest(name)}"
+
+
+def run_name() -> str:
+    """Default name of a run: its experiment, else method and data set."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices
+    if choices.get("experiment"):
+        return str(choices["experiment"])
+    return f"{choices.get('method')}_{choices.get('data')}"
+
+
+def choices_of(group: str) -> list[str]:
+    """Options of a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def overview() -> str:
+    """The text of `--help`."""
+    from wsss.stages import stage_names, stage_summary
+
+    def head(path: Path) -> str:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#") and "@package" not in line:
+                return line.lstrip("# ").strip()
+        return ""
+
+    lines = [
+        "wsss: weakly supervised semantic segmentation from image labels",
+        "",
+        "  python run.py experiment=NAME stage=STAGE [key=value ...]",
+        "  python run.py -m experiment=NAME stage=train,make_cam,eval_cam seed=0,1,2",
+        "",
+        "stages (stage=...)",
+        f"  {'all':<16}the stages of `pipeline`, in order; finished ones are skipped",
+        *(f"  {name:<16}{stage_summary(name)}" for name in stage_names()),
+    ]
+    titles = {
+        "method": "methods",
+        "data": "data sets",
+        "backbone": "backbones",
+        "optimizer": "optimizers",
+        "trainer": "trainers",
+        "logger": "loggers",
+        "experiment": "experiments",
+        "debug": "debugging",
+    }
+    for group, title in titles.items():
+        lines += ["", f"{title} ({group}=...)"]
+        lines += [f"  {n:<26}{head(CONF / group / f'{n}.yaml')}" for n in choices_of(group)]
+    lines += ["", "All keys with their values: python run.py --cfg job [experiment=NAME]"]
+    return "\n".join(lines)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line; the cause of an instantiation error is looked up."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, WsssError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).replace("\n", " ").strip()
+    missing = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if missing:
+        group, name = missing.groups()
+        return f"{group}={name}: no such choice; there are {', '.join(choices_of(group))}"
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        return f"{key.group(1)}: unknown key; `python run.py --cfg job` lists all keys"
+    return re.sub(r"\s+", " ", text) or type(error).__name__
+
+
+def fail(line: str) -> None:
+    """Print an error line."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Lightning's tips and notices that tell a user nothing about this program."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning.*|lightning_fabric.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    # Lightning sends some of its warnings through PyTorch's own tree of modules.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance.treespec.*")
+
+
+def _job(cfg: object, debug: bool) -> float | None:
+    """One composed job: its stage, or all of them."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, open_dict
+
+    from wsss.experiment import say
+    from wsss.logs import finish_wandb
+    from wsss.stages import get_stage
+
+    assert isinstance(cfg, DictConfig)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with open_dict(cfg):
+        cfg.paths.run = str(folder.parent)
+        cfg.run_name = str(cfg.run_name)
+    code = 1
+    try:
+        stages = list(cfg.pipeline) if cfg.stage == "all" else [cfg.stage]
+        work = [get_stage(name) for name in stages]
+        result = None
+        for number, stage in enumerate(work):
+            if len(work) > 1:
+                say(f"[{number + 1}/{len(work)}] {stages[number]}")
+            result = stage(cfg)
+        code = 0
+        return result.get("miou") if isinstance(result, dict) else None
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        fail(one_line(error))
+        _failed.append(f"{'/'.join(folder.parts[-2:])}: {one_line(error)}")
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(1)
+        return None  # the other jobs of a sweep go on; main() tells of this one at the end
+    finally:
+        finish_wandb(code)
+
+
+def main() -> None:
+    """Run a stage; bad input ends with one line and exit code 1."""
+    arguments = sys.argv[1:]
+    if arguments in (["--help"], ["-h"]):
+        print(overview())
+        return
+    # `run.py experiment=x -m stage=a,b`: argparse wants its flags before the overrides.
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    sys.argv[1:] = arguments = flags + [a for a in arguments if a not in flags]
+    debug = any(argument.startswith("debug=") for argument in arguments)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
+    if not debug:
+        _quiet()
+    try:
+        import hydra
+        from omegaconf import OmegaConf
+
+        OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
+        OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        def job(cfg: object) -> float | None:
+            return _job(cfg, debug)
+
+        job()
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on where it was")
+        sys.exit(130)
+    except Exception as error:
+        if debug or not _is_users(error):
+            traceback.print_exc()
+        fail(one_line(error))
+        sys.exit(1)
+    if _failed:
+        if len(_failed) > 1:
+            fail(f"{len(_failed)} jobs failed:")
+            for line in _failed:
+                print(f"  {line}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether an error is about the user's input rather than a fault of the program."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, WsssError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, (HydraException, OmegaConfBaseException))

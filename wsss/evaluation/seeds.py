@@ -1,0 +1,114 @@
+"""Scores of class maps as seeds: arg max and threshold curve, over a process pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from wsss.artifacts import read_class_maps
+from wsss.data.base import ImageSet
+from wsss.errors import WsssError
+from wsss.evaluation.confusion import confusion
+from wsss.evaluation.curves import ThresholdCurve
+from wsss.methods.cam.functional import resize_maps
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear enlargement (align_corners=False) of (K, h, w) float32 maps to `size`."""
+    if not len(maps):
+        return np.zeros((0, *size), dtype=np.float32)
+    return resize_maps(torch.from_numpy(maps)[None], size, align_corners=False)[0].numpy()
+
+
+def seed_labels(
+    maps: np.ndarray, classes: np.ndarray, background: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label map of class maps, and what a threshold curve needs.
+
+    Args:
+        maps: (K, H, W) foreground maps with `background` a constant, or (K+1, H, W) with their
+            own background first and `background` None.
+        classes: (K,) ids of the foreground channels.
+        background: constant background, or None.
+
+    Returns:
+        The arg-max label map, the best foreground class and its value, each (H, W).
+    """
+    foreground = maps if background is not None else maps[1:]
+    if not len(classes):
+        shape = maps.shape[1:]
+        zeros = np.zeros(shape, dtype=np.int64)
+        return zeros, zeros, np.zeros(shape, dtype=np.float32)
+    index = foreground.argmax(0)
+    value = np.take_along_axis(foreground, index[None], 0)[0]
+    best = classes[index]
+    behind = background if background is not None else maps[0]
+    return np.where(value > behind, best, 0), best, value
+
+
+@dataclass(frozen=True)
+class SeedTask:
+    """What a worker needs to score images of one kind of map.
+
+    Attributes:
+        image_set: gives the masks.
+        maps: folder of class-map files.
+        kind: which maps.
+        background: constant background of kinds without a background channel.
+        thresholds: constants of the curve.
+    """
+
+    image_set: ImageSet
+    maps: Path
+    kind: str
+    background: float
+    thresholds: np.ndarray
+
+    def __call__(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Confusion matrices of some images: by arg max (L, L), and by threshold (T, L, L)."""
+        labels = self.image_set.num_classes + 1
+        matrix = np.zeros((labels, labels), dtype=np.int64)
+        curve = ThresholdCurve(labels, self.thresholds)
+        for name in names:
+            truth = self.image_set.mask(name)
+            if truth is None:
+                raise WsssError(f"image {name}: no mask to score against; choose data.eval_split")
+            stored = read_class_maps(self.maps / f"{name}.npz", self.kind)
+            if truth.shape != stored.size:
+                raise WsssError(
+                    f"image {name}: mask {truth.shape} and class maps {stored.size} differ in size"
+                )
+            maps = enlarge(stored.maps[self.kind], stored.size)
+            own = stored.has_background(self.kind)
+            label, best, value = seed_labels(maps, stored.classes, None if own else self.background)
+            matrix += confusion(truth, label, labels)
+            curve.update(truth, best, value)
+        return matrix, curve.matrices()
+
+
+def worker_count(workers: int) -> int:
+    """Processes for the key `workers`; −1 is one for each core this process may use."""
+    if workers >= 0:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_processes(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`work` of each item, in order, over a pool of processes; in this one when `workers` < 2."""
+    if workers < 2:
+        yield from map(work, items)
+        return
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(work, items)

@@ -1,0 +1,150 @@
+"""Score class maps as seeds on data.eval_split, and show them in a contact sheet."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from wsss import experiment as ex
+from wsss.artifacts import StageFolder, read_class_maps, require, write_json
+from wsss.data.base import ImageSet
+from wsss.data.transforms import load_image
+from wsss.evaluation.confusion import scores
+from wsss.evaluation.seeds import SeedTask, enlarge, in_processes, seed_labels, worker_count
+from wsss.progress import duration, track
+from wsss.stages.make_cam import MAPS
+from wsss.visualize import contact_sheet, label_overlay, map_overlay
+
+CHUNK = 8
+
+
+def threshold_grid(first: float, last: float, step: float) -> np.ndarray:
+    """The constants first, first + step, ..., last."""
+    return np.round(np.arange(first, last + step / 2, step), 6)
+
+
+def score_kind(task: SeedTask, names: list[str], workers: int) -> dict[str, Any]:
+    """All figures of one kind of map, in percent."""
+    classes = task.image_set.classes
+    chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
+    labels = len(classes) + 1
+    matrix = np.zeros((labels, labels), dtype=np.int64)
+    by_threshold = np.zeros((len(task.thresholds), labels, labels), dtype=np.int64)
+    results = in_processes(task, chunks, workers)
+    for one, curve in track(results, f"eval_cam {task.kind}", len(chunks)):
+        matrix += one
+        by_threshold += curve
+    curve_scores = [scores(m) for m in by_threshold]
+    best = int(np.argmax([s.miou for s in curve_scores]))
+    return {
+        **scores(matrix).as_dict(classes),
+        "miou_best_threshold": curve_scores[best].miou,
+        "best_threshold": float(task.thresholds[best]),
+        "best": curve_scores[best].as_dict(classes),
+        "curve": {
+            "threshold": task.thresholds.tolist(),
+            "miou": [s.miou for s in curve_scores],
+            "false_positive": [s.false_positive for s in curve_scores],
+            "false_negative": [s.false_negative for s in curve_scores],
+        },
+        "confusion": matrix.tolist(),
+    }
+
+
+def draw_sheet(
+    cfg: DictConfig, image_set: ImageSet, names: list[str], kinds: dict[str, bool], path: Path
+) -> Path:
+    """Photograph, each kind's map and prediction, truth, for images spread over the split."""
+    chosen = np.linspace(0, len(names) - 1, min(cfg.eval_cam.pictures, len(names)))
+    rows, captions = [], []
+    for name in (names[round(i)] for i in chosen):
+        picture = load_image(image_set.image_path(name))
+        stored = read_class_maps(path.parent.parent / "make_cam" / MAPS / f"{name}.npz")
+        row = [picture]
+        for kind, own in kinds.items():
+            maps = enlarge(stored.maps[kind], stored.size)
+            label, _, _ = seed_labels(
+                maps, stored.classes, None if own else cfg.eval_cam.background
+            )
+            row += [map_overlay(picture, maps[1:] if own else maps), label_overlay(picture, label)]
+        truth = image_set.mask(name)
+        row.append(label_overlay(picture, np.where(truth == 255, 0, truth)))
+        rows.append(row)
+        captions.append(f"{name}: {', '.join(image_set.classes[c - 1] for c in stored.classes)}")
+    headings = ["photograph"]
+    for kind in kinds:
+        headings += [kind, f"{kind} seed"]
+    return contact_sheet(rows, [*headings, "truth"], captions, path)
+
+
+def seed_table(kinds: dict[str, Any], main: str) -> str:
+    """The figures of all kinds, as aligned lines."""
+    lines = [f"{'map':<10}{'arg max':>9}{'best':>8}{'at':>6}{'FP':>7}{'FN':>7}"]
+    for kind, result in kinds.items():
+        lines.append(
+            f"{kind + (' *' if kind == main else ''):<10}{result['miou']:>9.2f}"
+            f"{result['miou_best_threshold']:>8.2f}{result['best_threshold']:>6.2f}"
+            f"{result['false_positive']:>7.1f}{result['false_negative']:>7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Score every kind of map that make_cam made."""
+    made = require(ex.stage_folder(cfg, "make_cam"), "make_cam", "eval_cam")
+    settings = {
+        "eval_cam": {k: v for k, v in ex.plain(cfg.eval_cam).items() if k != "workers"},
+        "eval_split": cfg.data.eval_split,
+    }
+    folder = StageFolder(
+        ex.stage_folder(cfg, "eval_cam"), "eval_cam", settings, {"make_cam": made["hash"]}
+    )
+    if not ex.is_main_process():
+        return {}
+    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+        return folder.manifest
+    start = time.monotonic()
+    image_set = ex.build_image_set(cfg)
+    image_set.check(cfg.data.eval_split, need_masks=True)
+    names = image_set.names(cfg.data.eval_split)
+    maps = ex.stage_folder(cfg, "make_cam") / MAPS
+    workers = worker_count(cfg.eval_cam.workers)
+    thresholds = threshold_grid(*cfg.eval_cam.thresholds)
+    kinds = {
+        kind: score_kind(
+            SeedTask(image_set, maps, kind, cfg.eval_cam.background, thresholds), names, workers
+        )
+        for kind in made["kinds"]
+    }
+    main = list(kinds)[-1]
+    result = {
+        **{k: kinds[main][k] for k in ("miou", "miou_best_threshold", "best_threshold")},
+        "main": main,
+        "kinds": kinds,
+        "images": len(names),
+        "image_labels_known": True,
+        "tuned_on_masks": ["miou_best_threshold", "best_threshold"],
+    }
+    write_json(folder.path / "metrics.json", result)
+    sheet = draw_sheet(cfg, image_set, names, made["kinds"], folder.path / "contact_sheet.png")
+    for logger in ex.build_loggers(cfg, folder.path, "eval_cam"):
+        logger.log_metrics(
+            {
+                f"eval/{kind}_{key}": kinds[kind][key]
+                for kind in kinds
+                for key in ("miou", "miou_best_threshold", "false_positive", "false_negative")
+            }
+        )
+        logger.save()
+    folder.close(miou=result["miou"], images=len(names), seconds=time.monotonic() - start)
+    ex.say(seed_table(kinds, main))
+    ex.say(
+        f"eval_cam: mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at "
+        f"the best threshold (tuned on these masks), {len(names)} images in "
+        f"{duration(time.monotonic() - start)} -> {ex.relative(sheet)}"
+    )
+    return result
