@@ -1,0 +1,155 @@
+"""What the program asks of a data set: the one interface that a new one implements."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wsss.errors import WsssError
+
+
+class ImageSet(ABC):
+    """Images with image-level labels, in named splits, and masks for evaluation only.
+
+    A subclass gives `classes` and the abstract methods. The number of classes is free: class id
+    0 is background, `classes[n]` has id n + 1, and 255 is void.
+
+    Attributes:
+        classes: Names of the foreground classes; `classes[n]` is class id n + 1.
+        unlabelled_splits: Splits whose images have neither labels nor masks (a test split).
+    """
+
+    classes: tuple[str, ...]
+    unlabelled_splits: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number N of foreground classes."""
+        return len(self.classes)
+
+    @abstractmethod
+    def names(self, split: str) -> list[str]:
+        """Names of the images of a split, in the order of its list.
+
+        Raises:
+            WsssError: If there is no such split.
+        """
+
+    @abstractmethod
+    def image_path(self, name: str) -> Path:
+        """File of the image `name`; it need not exist."""
+
+    @abstractmethod
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Image-level labels, (len(names), N) uint8 in {0, 1}; column n is class id n + 1.
+
+        Raises:
+            WsssError: If an image has no annotation or one that names an unknown class.
+        """
+
+    @abstractmethod
+    def mask(self, name: str) -> np.ndarray | None:
+        """Ground truth of an image, (H, W) uint8 class ids with 255 = void, or None.
+
+        For evaluation only: nothing that trains seeds may call this.
+
+        Raises:
+            WsssError: If the file can't be read or holds an id that is no class.
+        """
+
+    def has_mask(self, name: str) -> bool:
+        """Whether `mask(name)` is there; a subclass may answer without reading the file."""
+        return self.mask(name) is not None
+
+    def derive(self, workers: int = 0) -> dict[str, object]:
+        """Make what can be made once from the raw files (lists, masks); `stage=prepare`.
+
+        It can be interrupted and run again: what is there is kept.
+
+        Args:
+            workers: Number of processes, 0 for this one.
+
+        Returns:
+            What was made, as plain numbers and strings, for the report.
+        """
+        return {}
+
+    def check(self, split: str, need_masks: bool = False) -> None:
+        """Check that a split can be used: list, image files and, if asked, masks.
+
+        Args:
+            split: Name of the split.
+            need_masks: Also ask for a mask of every image.
+
+        Raises:
+            WsssError: One line that names what is missing and the way out.
+        """
+        names = self.names(split)
+        missing = missing_files([self.image_path(name) for name in names])
+        if missing:
+            raise WsssError(
+                f"split '{split}': {len(missing)} of {len(names)} images are missing, "
+                f"for instance {missing[0]}; complete the data set or correct data.root"
+            )
+        if need_masks:
+            bare = [name for name in names if not self.has_mask(name)]
+            if bare:
+                raise WsssError(
+                    f"split '{split}': {len(bare)} of {len(names)} images have no mask, for "
+                    f"instance '{bare[0]}'; choose a split with masks (data.eval_split=...), "
+                    f"or make them with stage=prepare"
+                )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_classes} classes)"
+
+
+def missing_files(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that are no files, in their order.
+
+    Each folder is listed once: far quicker than asking for every file on a network disk.
+    """
+    paths = list(paths)
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.parent].append(path)
+    missing: set[Path] = set()
+    for folder, members in by_folder.items():
+        try:
+            present = set(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            present = set()
+        missing.update(path for path in members if path.name not in present)
+    return [path for path in paths if path in missing]
+
+
+def read_list(path: Path) -> list[str]:
+    """Image names of a list file, one a line; empty lines are passed over.
+
+    Raises:
+        WsssError: If the file is missing or empty, a line is no plain name, or a name is repeated.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise WsssError(f"can't read the image list {path}: {error.strerror}") from error
+    names: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) > 1 or "/" in fields[0]:
+            raise WsssError(f"{path}, line {number}: '{line.strip()}' is not one image name")
+        names.append(fields[0])
+    if not names:
+        raise WsssError(f"the image list {path} is empty")
+    if len(set(names)) != len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise WsssError(f"{path}: '{twice}' stands in the list more than once")
+    return names

@@ -1,0 +1,257 @@
+"""PASCAL VOC 2012 (with SBD), and any data set laid out like it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from wsss.data.base import ImageSet, read_list
+from wsss.data.masks import read_mask
+from wsss.errors import WsssError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+# Raised when the meaning of the cached label vectors changes.
+_CACHE_VERSION = 1
+
+
+class VOC(ImageSet):
+    """A data set in the layout of the VOC devkit.
+
+    `JPEGImages/ID.jpg`, `Annotations/ID.xml`, `SegmentationClass/ID.png` and
+    `ImageSets/Segmentation/SPLIT.txt` under one root. What is derived from them (the list
+    trainaug, masks of SBD, label vectors) lies in `cache_dir`, so that the root may be read-only.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        sbd_root: str | Path | None = None,
+        cache_dir: str | Path | None = None,
+        classes: Sequence[str] | None = None,
+        unlabelled_splits: Sequence[str] = ("test",),
+    ) -> None:
+        """Describe the data set; no file is needed before it is used.
+
+        Args:
+            root: Folder with `JPEGImages` (`VOCdevkit/VOC2012`).
+            sbd_root: Folder of the Semantic Boundaries Dataset, with `cls` or `dataset/cls`.
+            cache_dir: Folder for derived files; it belongs to this data set alone. None: nothing
+                is kept.
+            classes: Foreground class names in the order of their ids. Default: the lines of
+                `ImageSets/classes.txt` if there is one, else the 20 classes of VOC.
+            unlabelled_splits: Splits without annotations.
+
+        Raises:
+            WsssError: If `root` is not given or class names are repeated.
+        """
+        if not root:
+            raise WsssError("the folder of the data set is not set: give data.root=/path/to/VOC")
+        self.root = Path(root).expanduser()
+        self.sbd_root = Path(sbd_root).expanduser() if sbd_root else None
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self.unlabelled_splits = tuple(unlabelled_splits)
+        class_file = self.root / "ImageSets" / "classes.txt"
+        if classes is not None:
+            self.classes = tuple(classes)
+        elif class_file.is_file():
+            self.classes = tuple(class_file.read_text(encoding="utf-8").split())
+        else:
+            self.classes = VOC_CLASSES
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise WsssError(f"class names must be given once each, got {list(self.classes)}")
+
+    def __repr__(self) -> str:
+        sbd = f", sbd_root={str(self.sbd_root)!r}" if self.sbd_root else ""
+        return f"{type(self).__name__}({str(self.root)!r}{sbd}, {self.num_classes} classes)"
+
+    def check(self, split: str, need_masks: bool = False) -> None:
+        """Check root, list, image files and, if asked, masks of a split.
+
+        Raises:
+            WsssError: One line that names what is missing and the way out.
+        """
+        self.check_root()
+        super().check(split, need_masks)
+
+    def check_root(self) -> None:
+        """Check that the root is a VOC folder.
+
+        Raises:
+            WsssError: One line with the key `data.root` and, if it can be seen, the right value.
+        """
+        if (self.root / "JPEGImages").is_dir():
+            return
+        if not self.root.is_dir():
+            raise WsssError(
+                f"the data folder {self.root} does not exist: give data.root=/path/to/VOC2012 "
+                "(the folder with JPEGImages), or data=scenes to run without a download"
+            )
+        inner = sorted(self.root.glob("*/JPEGImages")) + sorted(self.root.glob("*/*/JPEGImages"))
+        hint = f"try data.root={inner[0].parent}" if inner else "give the folder that holds it"
+        raise WsssError(f"{self.root} has no folder JPEGImages: {hint} (data.root=...)")
+
+    def list_path(self, split: str) -> Path | None:
+        """File of a split's list: the derived one if there is one, else the root's, else None."""
+        candidates = [self.root / "ImageSets" / "Segmentation" / f"{split}.txt"]
+        if self.cache_dir is not None:
+            candidates.insert(0, self.cache_dir / "lists" / f"{split}.txt")
+        return next((path for path in candidates if path.is_file()), None)
+
+    def names(self, split: str) -> list[str]:
+        """Names of a split from its list.
+
+        Raises:
+            WsssError: If the list is missing or faulty.
+        """
+        path = self.list_path(split)
+        if path is None:
+            self.check_root()
+            folder = self.root / "ImageSets" / "Segmentation"
+            known = sorted(p.stem for p in folder.glob("*.txt"))
+            way = (
+                "run stage=prepare with data.sbd_root=/path/to/SBD, which derives it"
+                if split == "trainaug"
+                else f"lists there: {', '.join(known) or 'none'}"
+            )
+            raise WsssError(f"no list for split '{split}' ({folder / split}.txt): {way}")
+        return read_list(path)
+
+    def image_path(self, name: str) -> Path:
+        """`JPEGImages/name.jpg`."""
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+    def mask_path(self, name: str) -> Path | None:
+        """The official mask, else the one converted from SBD, else None."""
+        candidates = [self.root / "SegmentationClass" / f"{name}.png"]
+        if self.cache_dir is not None:
+            candidates.append(self.cache_dir / "SegmentationClassAug" / f"{name}.png")
+        return next((path for path in candidates if path.is_file()), None)
+
+    def has_mask(self, name: str) -> bool:
+        """Whether there is a mask file."""
+        return self.mask_path(name) is not None
+
+    def mask(self, name: str) -> np.ndarray | None:
+        """Ground truth, (H, W) uint8 with 255 = void; None if the image has no mask."""
+        path = self.mask_path(name)
+        return None if path is None else read_mask(path, self.num_classes)
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Label vectors from the object names of the XML files, difficult objects included.
+
+        They are kept in `cache_dir/labels.npz`; an XML file is read again when its size or time
+        has changed.
+
+        Returns:
+            (len(names), N) uint8.
+
+        Raises:
+            WsssError: If an annotation is missing or broken or names an unknown class.
+        """
+        cache = self._read_label_cache()
+        result = np.zeros((len(names), self.num_classes), dtype=np.uint8)
+        fresh: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
+        for row, name in enumerate(names):
+            path = self.root / "Annotations" / f"{name}.xml"
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                self.check_root()
+                raise WsssError(
+                    f"no annotation {path} for image '{name}': image-level labels are read from it"
+                ) from error
+            stamp = (status.st_size, status.st_mtime_ns)
+            if name in cache and cache[name][0] == stamp:
+                result[row] = cache[name][1]
+            else:
+                result[row] = read_xml_label(path, self.classes)
+                fresh[name] = (stamp, result[row])
+        if fresh:
+            self._write_label_cache(cache | fresh)
+        return result
+
+    def derive(self, workers: int = 0) -> dict[str, object]:
+        """Derive the list trainaug and the masks of SBD, if `sbd_root` is given."""
+        from wsss.data.sbd import convert_masks, derive_trainaug  # scipy is needed here only
+
+        if self.sbd_root is None:
+            return {}
+        trainaug = derive_trainaug(self)
+        return {"trainaug": len(trainaug), **convert_masks(self, trainaug, workers)}
+
+    def _cache_identity(self) -> str:
+        """What the cached labels depend on beside the XML files themselves."""
+        annotations = str((self.root / "Annotations").resolve())
+        facts = json.dumps([_CACHE_VERSION, annotations, self.classes])
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    def _read_label_cache(self) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
+        """Cached {name: ((size, time in ns) of the XML, label)}; empty if there is none to use."""
+        if self.cache_dir is None:
+            return {}
+        try:
+            with np.load(self.cache_dir / "labels.npz", allow_pickle=False) as file:
+                if str(file["identity"]) != self._cache_identity():
+                    return {}
+                names, stamps, labels = file["names"], file["stamps"], file["labels"]
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            return {}
+        stamp_tuples = (tuple(stamp) for stamp in stamps.tolist())
+        return dict(zip(names.tolist(), zip(stamp_tuples, labels, strict=True), strict=True))
+
+    def _write_label_cache(self, cache: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
+        """Keep label vectors; a folder that can't be written is no error, only slower."""
+        if self.cache_dir is None:
+            return
+        path = self.cache_dir / "labels.npz"
+        temporary = path.with_name(f".labels.{os.getpid()}.npz")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(
+                temporary,
+                identity=np.array(self._cache_identity()),
+                names=np.array(list(cache)),
+                stamps=np.array([stamp for stamp, _ in cache.values()], dtype=np.int64),
+                labels=np.stack([label for _, label in cache.values()]),
+            )
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
+    """Label vector, (N,) uint8, of one VOC annotation: the classes of its objects.
+
+    Objects marked difficult count. Names of an object's parts (head, hand) are no classes.
+
+    Raises:
+        WsssError: If the file is no XML or an object's class is not in `classes`.
+    """
+    label = np.zeros(len(classes), dtype=np.uint8)
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+    except (ElementTree.ParseError, OSError) as error:
+        raise WsssError(f"can't read annotation {path}: {error}") from error
+    for item in objects:
+        name = (item.findtext("name") or "").strip()
+        if name not in classes:
+            raise WsssError(
+                f"annotation {path} has an object of class '{name}', which is not among the "
+                f"{len(classes)} classes (data.image_set.classes or ImageSets/classes.txt)"
+            )
+        label[classes.index(name)] = 1
+    return label
