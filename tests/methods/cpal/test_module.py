@@ -14,8 +14,8 @@ from torch import nn
 from wsss.backbones.base import Backbone
 from wsss.errors import WsssError
 from wsss.methods.cam.functional import classification_loss, normalize_cam
-from wsss.methods.cpal import CPAL
 from wsss.methods.cpal.figures import aligned_points, component_maps, draw, draw_bank_history
+from wsss.methods.cpal.module import CPAL
 
 N = 3
 OPTIMIZER = {"lr": 0.1, "head_lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "poly_power": 0.9}
