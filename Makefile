@@ -1,0 +1,41 @@
+# `make` lists the targets. Each target that needs Python sets up .venv first, once.
+#   PYTHON=python3.11   the Python to make .venv with
+#   ARGS="..."          more arguments for demo, test and bench's programs
+
+VENV := .venv
+RUN  := $(VENV)/bin/python
+ARGS ?=
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## set up .venv, or do nothing where it is up to date
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@bash tools/setup.sh
+
+demo: setup ## run all stages on a tiny data set made on the spot; prints where to look
+	@$(RUN) run.py experiment=demo $(ARGS)
+
+test: setup ## run the tests; one file: make test ARGS=tests/test_packaging.py
+	@$(RUN) -m pytest -q --durations=10 $(ARGS)
+
+lint: setup ## check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy wsss
+
+format: setup ## rewrite the files in the project's style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup ## run the benchmarks one after the other
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(RUN) $$program $(ARGS); done
+
+clean: ## remove caches; outputs/ and .venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build ./*.egg-info
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
