@@ -29,12 +29,16 @@ class Backbone(nn.Module):
         strides: their strides with respect to the input.
         stem_channels: channel count of the stem's output.
         stem_stride: its stride.
+        mean: channel means that input images are normalized with.
+        std: their standard deviations.
     """
 
     channels: tuple[int, int, int, int]
     strides: tuple[int, int, int, int]
     stem_channels: int
     stem_stride: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:
         """Features of the stem and the four stages for normalized images (B, 3, H, W)."""
@@ -67,6 +71,7 @@ class Backbone(nn.Module):
         """
         if not 0 <= stages <= 4:
             raise WsssError(f"backbone.frozen_stages={stages}: choose 0 (all learn) to 4 (none)")
+        self.train(self.training)  # the probe must not touch the stored statistics
         if stages:
             probe = torch.zeros(1, 3, 64, 64)
             feature = self.forward_with_stem(probe)[stages]
@@ -80,7 +85,6 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.Conv2d) and module.groups > 1:
                     module.weight.requires_grad_(False)
         accelerate_depthwise(self)
-        self.train(self.training)
 
     def folded(self) -> Backbone:
         """A copy for inference with every batch normalization folded into its convolution.
@@ -121,8 +125,9 @@ class Backbone(nn.Module):
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Move the affine map of `norm` into `conv`, leaving an identity (plus activation) behind."""
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator]
-    shift = norm.bias - norm.running_mean * scale  # type: ignore[operator]
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
     with torch.no_grad():
         conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
         bias = shift if conv.bias is None else conv.bias * scale + shift
