@@ -1,0 +1,184 @@
+"""Affinities between near pixels: what IRN learns them from, and the losses.
+
+Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (IRN),
+CVPR 2019.
+
+A pair is written (source, direction); `paths.PathIndex` lists the directions and says which cells
+are sources. Tensors over pairs are (B, D, rows, columns), D directions in the index's order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wsss.refine.paths import PathIndex
+
+VOID = 255
+EPS = 1e-5
+
+
+class AffinityLabels(NamedTuple):
+    """What is known of each pair; three (B, D, rows, columns) boolean masks, at most one true.
+
+    Attributes:
+        background: Both pixels are background.
+        foreground: Both pixels are of the same foreground class.
+        negative: The pixels are of different classes.
+    """
+
+    background: Tensor
+    foreground: Tensor
+    negative: Tensor
+
+
+def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of class ids: cell i takes sample floor((i + 1/2) * scale).
+
+    Args:
+        labels: (B, H, W) class ids of any integer type.
+        size: (h, w) of the grid.
+
+    Returns:
+        (B, h, w); for a grid of stride 4 the samples are 4i + 2.
+    """
+    rows, columns = (
+        ((2 * torch.arange(small, device=labels.device) + 1) * large) // (2 * small)
+        for small, large in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows[:, None], columns[None, :]]
+
+
+def affinity_labels(labels: Tensor, index: PathIndex) -> AffinityLabels:
+    """Which pairs belong together, as far as confident labels tell.
+
+    A pair with an unsure pixel (255) is in none of the masks. Free of the number of classes.
+
+    Args:
+        labels: (B, h, w) class ids on the stride-4 grid, 0 background, 255 unsure.
+        index: Paths of the training radius.
+    """
+    shape = (labels.shape[0], len(index.directions), *index.sources(*labels.shape[-2:]))
+    background, foreground, negative = (
+        torch.empty(shape, dtype=torch.bool, device=labels.device) for _ in range(3)
+    )
+    source = index.window(labels, (0, 0))
+    source_known, source_background = source != VOID, source == 0
+    for d, direction in enumerate(index.directions):
+        destination = index.window(labels, direction)
+        equal = source == destination
+        background[:, d] = equal & source_background
+        foreground[:, d] = equal & source_known & ~source_background
+        negative[:, d] = ~equal & source_known & (destination != VOID)
+    return AffinityLabels(background, foreground, negative)
+
+
+class _PathMaximum(torch.autograd.Function):
+    """Maximum over each path; keeps one byte per pair for the backward pass.
+
+    Autograd alone would keep every cell of every path, 13 floats per pair at radius 10.
+    """
+
+    @staticmethod
+    def forward(ctx, edge: Tensor, index: PathIndex) -> Tensor:  # type: ignore[override]
+        shape = (edge.shape[0], len(index.directions), *index.sources(*edge.shape[-2:]))
+        maximum = edge.new_empty(shape)
+        winner = torch.empty(shape, dtype=torch.uint8, device=edge.device)
+        for d, path in enumerate(index.paths):
+            cells = torch.stack([index.window(edge, offset) for offset in path])
+            maximum[:, d], where = cells.max(dim=0)
+            winner[:, d] = where
+        ctx.save_for_backward(winner)
+        ctx.index, ctx.size = index, tuple(edge.shape[-2:])
+        return maximum
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (winner,) = ctx.saved_tensors
+        index, (height, width) = ctx.index, ctx.size
+        cells = torch.arange(height * width, device=grad.device).view(height, width)
+        source = index.window(cells, (0, 0))
+        result = grad.new_zeros(grad.shape[0], height * width)
+        for d, path in enumerate(index.paths):
+            steps = torch.tensor([y * width + x for y, x in path], device=grad.device)
+            target = source + steps[winner[:, d].long()]
+            result.scatter_add_(1, target.flatten(1), grad[:, d].flatten(1))
+        return result.view(-1, height, width), None
+
+
+def path_maximum(edge: Tensor, index: PathIndex) -> Tensor:
+    """Strongest edge on the path of every pair, differentiable.
+
+    Args:
+        edge: (B, h, w) edge probabilities, or logits: the maximum goes through the sigmoid.
+        index: The paths.
+
+    Returns:
+        (B, D, rows, columns) of the input's dtype.
+
+    Raises:
+        WsssError: If the grid is too small for the radius.
+    """
+    return _PathMaximum.apply(edge, index)  # type: ignore[no-any-return]
+
+
+def affinity_loss(
+    edge_logit: Tensor, labels: AffinityLabels, index: PathIndex
+) -> dict[str, Tensor]:
+    """Cross-entropy of the affinities a = 1 - max over the path of the edge.
+
+    Args:
+        edge_logit: (B, h, w) edge before the sigmoid.
+        labels: Of the same grid and index.
+        index: Paths of the training radius.
+
+    Returns:
+        `positive`: mean of -log(a + 1e-5), background and foreground pairs weighing half each;
+        `negative`: mean of -log(1 + 1e-5 - a) over pairs of different classes. Means are over
+        the whole batch; an empty mask gives 0.
+    """
+    strongest = path_maximum(edge_logit.float(), index)
+    affinity = torch.sigmoid(-strongest)  # 1 - sigmoid(x), without its loss of digits near 1
+    attract = -torch.log(affinity + EPS)
+    repel = -torch.log(1 + EPS - affinity)
+    positive = _mean(attract, labels.background) / 2 + _mean(attract, labels.foreground) / 2
+    return {"positive": positive, "negative": _mean(repel, labels.negative)}
+
+
+def displacement_loss(
+    displacement: Tensor, labels: AffinityLabels, index: PathIndex
+) -> dict[str, Tensor]:
+    """L1 loss of the displacement field on pairs of one class.
+
+    The difference D(source) - D(destination) should be the direction for foreground (both then
+    point at one centroid) and zero for background.
+
+    Args:
+        displacement: (B, 2, h, w) in cells; channel 0 is y, channel 1 is x.
+        labels: Of the same grid and index.
+        index: Paths of the training radius.
+
+    Returns:
+        `foreground` and `background`: means over pairs and both components.
+    """
+    displacement = displacement.float()
+    source = index.window(displacement, (0, 0))
+    sums = {"foreground": displacement.new_zeros(()), "background": displacement.new_zeros(())}
+    for d, direction in enumerate(index.directions):
+        difference = source - index.window(displacement, direction)
+        target = torch.tensor(direction, device=displacement.device).view(1, 2, 1, 1)
+        foreground = labels.foreground[:, d, None]
+        background = labels.background[:, d, None]
+        sums["foreground"] = sums["foreground"] + ((difference - target).abs() * foreground).sum()
+        sums["background"] = sums["background"] + (difference.abs() * background).sum()
+    return {
+        "foreground": sums["foreground"] / (2 * labels.foreground.sum() + EPS),
+        "background": sums["background"] / (2 * labels.background.sum() + EPS),
+    }
+
+
+def _mean(value: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `value` where `mask`; 0 for an empty mask."""
+    return (value * mask).sum() / (mask.sum() + EPS)
