@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from wsss import __version__
 from wsss.errors import WsssError
 
 MANIFEST = "manifest.json"
@@ -251,7 +252,7 @@ def versions() -> dict[str, str]:
     import platform
     from importlib import metadata
 
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "wsss": __version__}
     for name in (
         "wsss",
         "torch",

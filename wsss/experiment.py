@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 
 from wsss.artifacts import StageFolder, require
 from wsss.backbones.base import Backbone
@@ -130,6 +131,10 @@ def build_trainer(
     settings = {**plain(cfg.trainer), **overrides}
     settings.pop("memory_format", None)
     settings["precision"] = choose_precision(settings["precision"], settings["accelerator"])
+    if settings["strategy"] == "ddp":
+        # Statistics are fixed and every process keeps the same bank: no buffer needs sending.
+        # In CPAL's warm-up the projection has no gradient.
+        settings["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     try:
         return pl.Trainer(
             **settings,

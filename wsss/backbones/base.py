@@ -160,6 +160,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state.get("state_dict", state)
 
 
+def rgb(values: Sequence[float], key: str) -> tuple[float, float, float]:
+    """Three numbers, one for each colour channel; `key` names them in the message."""
+    if len(values) != 3:
+        raise WsssError(f"backbone.{key}={list(values)}: give three numbers, one for each channel")
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
 @contextmanager
 def downloading(name: str) -> Iterator[None]:
     """Turn a failed download of ImageNet weights into one line with the way out."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -33,9 +34,7 @@ class _DepthwiseConv(torch.autograd.Function):
             around = dilation * (size - 1) - padding
             grad_x = F.conv2d(grad, weight.flip(2, 3), None, 1, around, dilation, x.shape[1])
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.nn.grad.conv2d_weight(
-                x, weight.shape, grad, 1, padding, dilation, x.shape[1]
-            )
+            grad_weight = conv2d_weight(x, weight.shape, grad, 1, padding, dilation, x.shape[1])
         return grad_x, grad_weight, None, None
 
 
@@ -74,4 +73,4 @@ class _QuickDepthwise(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight = x.to(dtype), weight.to(dtype)
-        return _DepthwiseConv.apply(x, weight, self.padding[0], self.dilation[0])
+        return _DepthwiseConv.apply(x, weight, int(self.padding[0]), self.dilation[0])

@@ -14,6 +14,7 @@ from wsss.backbones.base import (
     downloading,
     load_weights,
     read_state_dict,
+    rgb,
 )
 from wsss.errors import WsssError
 
@@ -50,7 +51,7 @@ class ResNet(Backbone):
         super().__init__()
         if depth not in (18, 34, 50, 101):
             raise WsssError(f"backbone.depth={depth}: choose 18, 34, 50 or 101")
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = rgb(mean, "mean"), rgb(std, "std")
         name = f"resnet{depth}"
         network = torchvision.models.get_model(name, weights=None)
         network.fc = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import timm
+from timm.models import FeatureInfo
 from torch import Tensor
 
-from wsss.backbones.base import Backbone, downloading, load_weights, read_state_dict
+from wsss.backbones.base import Backbone, downloading, load_weights, read_state_dict, rgb
 from wsss.errors import WsssError
 
 
@@ -75,9 +77,9 @@ class Timm(Backbone):
         self.strides = tuple(strides[-4:])
         self._stem = max(len(channels) - 5, 0)
         self.stem_channels, self.stem_stride = channels[self._stem], strides[self._stem]
-        default = network.default_cfg if hasattr(network, "default_cfg") else {}
-        self.mean = tuple(mean if mean is not None else default.get("mean", (0.5,) * 3))
-        self.std = tuple(std if std is not None else default.get("std", (0.5,) * 3))
+        own_input: Any = getattr(network, "default_cfg", {})
+        self.mean = rgb(mean if mean is not None else own_input.get("mean", (0.5,) * 3), "mean")
+        self.std = rgb(std if std is not None else own_input.get("std", (0.5,) * 3), "std")
         self.freeze(frozen_stages, depthwise=freeze_depthwise)
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:

@@ -86,6 +86,15 @@ class SeedMethod(pl.LightningModule):
         """What the manifest of the maps should say about how they were made."""
         return {}
 
+    def training_figures(self, metrics: Path, folder: Path) -> list[Path]:
+        """Draw what the log of a training shows into `folder`; returns the files.
+
+        Args:
+            metrics: `metrics.csv` of the training.
+            folder: an existing folder.
+        """
+        return []
+
     def figures(
         self, samples: Sequence[Mapping[str, Any]], folder: Path, class_names: Sequence[str]
     ) -> list[Path]:

@@ -72,6 +72,7 @@ def draw_sheet(
             )
             row += [map_overlay(picture, maps[1:] if own else maps), label_overlay(picture, label)]
         truth = image_set.mask(name)
+        assert truth is not None  # checked for the whole split
         row.append(label_overlay(picture, np.where(truth == 255, 0, truth)))
         rows.append(row)
         captions.append(f"{name}: {', '.join(image_set.classes[c - 1] for c in stored.classes)}")

@@ -108,7 +108,6 @@ def run(cfg: DictConfig) -> None:
     method = ex.load_method(cfg, checkpoint, image_set.num_classes)
     datamodule = ex.build_datamodule(cfg, image_set, method.backbone)
     method.backbone = method.backbone.folded()
-    method.before_maps(datamodule)
     maps = folder.path / MAPS
     maps.mkdir(exist_ok=True)
     names = image_set.names(cfg.data.infer_split)
@@ -121,6 +120,8 @@ def run(cfg: DictConfig) -> None:
             [_Progress(len(missing))] if ex.is_main_process() else [],
             limit_train_batches=None,
         )
+        method.to(trainer.strategy.root_device)
+        method.before_maps(datamodule)
         maker = _MapMaker(method, maps, cfg.make_cam.stride, cfg.make_cam.dtype)
         trainer.predict(maker, datamodule=datamodule.only(missing), return_predictions=False)
         trainer.strategy.barrier("make_cam")

@@ -43,6 +43,9 @@ def run(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         if resume:
             join_metrics(earlier, folder.path / METRICS, resumed_at)
+        if (folder.path / METRICS).is_file():
+            for path in method.training_figures(folder.path / METRICS, folder.path):
+                ex.say(f"train: {ex.relative(path)}")
         loss = float(trainer.callback_metrics.get("train/loss", torch.nan))
         seconds = time.monotonic() - start
         folder.close(

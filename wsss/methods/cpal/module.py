@@ -17,7 +17,7 @@ from wsss.errors import WsssError
 from wsss.methods.base import SeedMethod
 from wsss.methods.cam.functional import classification_loss, normalize_cam
 from wsss.methods.cpal.branch import TEST_DEFAULTS, CPALBranch
-from wsss.methods.cpal.figures import draw
+from wsss.methods.cpal.figures import draw, draw_bank_history
 from wsss.progress import track
 from wsss.prototypes.callback import PrototypeCallback, gather_anchors
 
@@ -223,6 +223,10 @@ class CPAL(SeedMethod):
             "bank": bank.statistics(),
             "classes_without_prototypes": int((bank.cluster_count == 0).sum()),
         }
+
+    def training_figures(self, metrics: Path, folder: Path) -> list[Path]:
+        """Draw bank fill and cluster sizes over the epochs."""
+        return [draw_bank_history(metrics, folder / "bank_history.png")]
 
     def figures(
         self, samples: Sequence[Mapping[str, Any]], folder: Path, class_names: Sequence[str]
