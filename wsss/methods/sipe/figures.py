@@ -72,7 +72,9 @@ def _draw_one(
     height, width = maps.shape[-2:]
 
     rows = [*(int(n) + 1 for n in label.nonzero().flatten()), 0]
-    figure = Figure(figsize=(2.4 * len(COLUMNS), 2.1 * len(rows) + 0.3), layout="constrained")
+    row_height = 2.4 * picture.shape[0] / picture.shape[1]
+    size = (2.4 * len(COLUMNS) + 0.3, (row_height + 0.1) * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(COLUMNS), squeeze=False)
     for title, axis in zip(COLUMNS, axes[0], strict=True):
