@@ -15,7 +15,7 @@ from wsss.refine.affinity import (
     affinity_loss,
     displacement_loss,
     path_maximum,
-    shrink_labels,
+    resize_labels,
 )
 from wsss.refine.paths import PathIndex, path_index
 
@@ -173,10 +173,17 @@ def test_extreme_edges_keep_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("size", [(512, 512), (320, 256), (64, 100)])
-def test_shrunk_labels_are_pillows_nearest(size: tuple[int, int]) -> None:
+def test_resized_labels_are_pillows_nearest(size: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).integers(0, 255, size=size, dtype=np.uint8)
     grid = (size[0] // 4, size[1] // 4)
     expected = Image.fromarray(labels).resize(grid[::-1], Image.Resampling.NEAREST)
-    found = shrink_labels(torch.from_numpy(labels)[None], grid)[0]
+    found = resize_labels(torch.from_numpy(labels)[None], grid)[0]
     assert np.array_equal(found.numpy(), np.asarray(expected))
     assert np.array_equal(found.numpy(), labels[2::4, 2::4])
+
+
+@pytest.mark.parametrize("size", [(7, 13), (80, 55), (33, 60)])
+def test_resizing_labels_to_any_size_is_pillows_nearest(size: tuple[int, int]) -> None:
+    labels = np.random.default_rng(1).integers(0, 255, size=(40, 31), dtype=np.uint8)
+    expected = Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST)
+    assert np.array_equal(resize_labels(torch.from_numpy(labels), size), np.asarray(expected))

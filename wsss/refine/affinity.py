@@ -34,21 +34,21 @@ class AffinityLabels(NamedTuple):
     negative: Tensor
 
 
-def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of class ids: cell i takes sample floor((i + 1/2) * scale).
 
     Args:
-        labels: (B, H, W) class ids of any integer type.
-        size: (h, w) of the grid.
+        labels: (..., H, W) class ids of any integer type.
+        size: (h, w) of the result.
 
     Returns:
-        (B, h, w); for a grid of stride 4 the samples are 4i + 2.
+        (..., h, w); on a grid of stride 4 the samples are 4i + 2.
     """
     rows, columns = (
-        ((2 * torch.arange(small, device=labels.device) + 1) * large) // (2 * small)
-        for small, large in zip(size, labels.shape[-2:], strict=True)
+        ((2 * torch.arange(new, device=labels.device) + 1) * old) // (2 * new)
+        for new, old in zip(size, labels.shape[-2:], strict=True)
     )
-    return labels[:, rows[:, None], columns[None, :]]
+    return labels[..., rows[:, None], columns[None, :]]
 
 
 def affinity_labels(labels: Tensor, index: PathIndex) -> AffinityLabels:

@@ -1,0 +1,76 @@
+"""Confident labels that IRN learns affinities from: where two readings of the seeds agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from wsss.refine.affinity import VOID
+from wsss.refine.crf import CrfSettings, crf_from_labels
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How class maps become confident labels.
+
+    The first two are for maps without a background channel of their own (plain CAM, as IRN), the
+    third is for maps with one (SIPE, CPAL).
+
+    Attributes:
+        foreground_threshold: Constant background of the reading that names the foreground.
+        background_threshold: Constant background of the reading that names the background.
+        background_factor: Factor on the background channel in the second reading.
+        gt_prob: Trust in the readings when the CRF refines them.
+        crf: Pairwise terms; None leaves the CRF out.
+    """
+
+    foreground_threshold: float = 0.30
+    background_threshold: float = 0.05
+    background_factor: float = 0.5
+    gt_prob: float = 0.7
+    crf: CrfSettings | None = field(default_factory=CrfSettings)
+
+
+def confident_labels(
+    image: np.ndarray,
+    maps: np.ndarray,
+    classes: np.ndarray,
+    settings: LabelSettings,
+) -> np.ndarray:
+    """Class ids where the seeds are sure, 0 where they are surely background, else 255.
+
+    Two readings of the maps, one cautious and one generous with the foreground, are each refined by
+    the CRF. Where the cautious one is foreground its class is taken; where both are background, 0.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: (K, H, W) or, with their own background first, (K + 1, H, W), at image size.
+        classes: (K,) ids of the foreground channels.
+        settings: Thresholds and CRF.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: If the number of channels fits neither form.
+        WsssError: From the CRF.
+    """
+    extra = len(maps) - len(classes)
+    if extra not in (0, 1):
+        raise ValueError(f"{len(maps)} channels for {len(classes)} classes")
+    ids = np.concatenate([[0], classes]).astype(np.uint8)
+
+    def reading(background: np.ndarray) -> np.ndarray:
+        chosen = np.concatenate([background[None], maps[extra:]]).argmax(axis=0)
+        if settings.crf is not None:
+            chosen = crf_from_labels(image, chosen, len(ids), settings.gt_prob, settings.crf)
+        return ids[chosen]
+
+    if extra:
+        backgrounds = maps[0], maps[0] * settings.background_factor
+    else:
+        thresholds = settings.foreground_threshold, settings.background_threshold
+        backgrounds = tuple(np.full(maps.shape[1:], t, dtype=np.float32) for t in thresholds)  # type: ignore[assignment]
+    foreground, background = (reading(b) for b in backgrounds)
+    return np.where(foreground > 0, foreground, np.where(background > 0, VOID, 0)).astype(np.uint8)
