@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.base import ImageSet
+from wsss.data.pool import cores
 from wsss.data.transforms import TrainingCrop, load_image, scaled_images
 from wsss.errors import WsssError
 
@@ -331,8 +331,6 @@ def loader_workers() -> int:
     to do. Without one the model's threads use every core and images are decoded far quicker than
     they are trained on.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
     if torch.cuda.is_available():
-        return min(4, max(1, cores - 1))
-    return 0 if cores < 4 else 2
+        return min(4, max(1, cores() - 1))
+    return 0 if cores() < 4 else 2

@@ -7,10 +7,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+import torch
+
 from wsss.progress import track
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parallel(
@@ -25,10 +34,11 @@ def parallel(
         workers: Number of processes; 0: this one; -1: one for each core.
     """
     if workers < 0:
-        workers = os.cpu_count() or 1
+        workers = cores()
     if workers < 2 or len(items) < 2:
         return [function(item) for item in track(items, description)]
     chunk = max(1, min(32, len(items) // (4 * workers)))
-    with ProcessPoolExecutor(workers) as pool:
+    # The processes fill the cores: threads in each of them would only wait for one another.
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         results = pool.map(function, items, chunksize=chunk)
         return list(track(results, description, total=len(items)))

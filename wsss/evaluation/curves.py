@@ -38,7 +38,9 @@ class ThresholdCurve:
             value: (H, W) that map's value.
         """
         counted = truth != VOID
-        bucket = np.searchsorted(self.thresholds, value[counted].astype(np.float64), side="left")
+        # Compared in the maps' own precision, as the arg max beside a constant channel does.
+        limits = self.thresholds.astype(value.dtype)
+        bucket = np.searchsorted(limits, value[counted], side="left")
         n = self.num_labels
         flat = (bucket * n + truth[counted].astype(np.int64)) * n + best[counted].astype(np.int64)
         self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)

@@ -1,14 +1,10 @@
-"""Scores of class maps as seeds: arg max and threshold curve, over a process pool."""
+"""Scores of class maps as seeds: arg max and threshold curve."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +15,6 @@ from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion
 from wsss.evaluation.curves import ThresholdCurve
 from wsss.methods.cam.functional import resize_maps
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -95,20 +88,3 @@ class SeedTask:
             matrix += confusion(truth, label, labels)
             curve.update(truth, best, value)
         return matrix, curve.matrices()
-
-
-def worker_count(workers: int) -> int:
-    """Processes for the key `workers`; −1 is one for each core this process may use."""
-    if workers >= 0:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_processes(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`work` of each item, in order, over a pool of processes; in this one when `workers` < 2."""
-    if workers < 2:
-        yield from map(work, items)
-        return
-    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(work, items)

@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, read_class_maps, require, write_json
 from wsss.data.base import ImageSet
+from wsss.data.pool import parallel
 from wsss.data.transforms import load_image
 from wsss.evaluation.confusion import scores
-from wsss.evaluation.seeds import SeedTask, enlarge, in_processes, seed_labels, worker_count
-from wsss.progress import duration, track
+from wsss.evaluation.seeds import SeedTask, enlarge, seed_labels
+from wsss.progress import duration
 from wsss.stages.make_cam import MAPS
 from wsss.visualize import contact_sheet, label_overlay, map_overlay
 
@@ -34,8 +35,7 @@ def score_kind(task: SeedTask, names: list[str], workers: int) -> dict[str, Any]
     labels = len(classes) + 1
     matrix = np.zeros((labels, labels), dtype=np.int64)
     by_threshold = np.zeros((len(task.thresholds), labels, labels), dtype=np.int64)
-    results = in_processes(task, chunks, workers)
-    for one, curve in track(results, f"eval_cam {task.kind}", len(chunks)):
+    for one, curve in parallel(task, chunks, f"eval_cam {task.kind}", workers):
         matrix += one
         by_threshold += curve
     curve_scores = [scores(m) for m in by_threshold]
@@ -113,11 +113,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     image_set.check(cfg.data.eval_split, need_masks=True)
     names = image_set.names(cfg.data.eval_split)
     maps = ex.stage_folder(cfg, "make_cam") / MAPS
-    workers = worker_count(cfg.eval_cam.workers)
     thresholds = threshold_grid(*cfg.eval_cam.thresholds)
     kinds = {
         kind: score_kind(
-            SeedTask(image_set, maps, kind, cfg.eval_cam.background, thresholds), names, workers
+            SeedTask(image_set, maps, kind, cfg.eval_cam.background, thresholds),
+            names,
+            cfg.eval_cam.workers,
         )
         for kind in made["kinds"]
     }

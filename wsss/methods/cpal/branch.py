@@ -47,8 +47,9 @@ CHOICES = {
     "background": ("complement", "prototype", "bank"),
     "reduction": REDUCTIONS,
     "test.alignment": ("off", "ema", "batch"),
+    "test.background_classes": ("all", "present"),
 }
-TEST_DEFAULTS = {"alignment": "off"}
+TEST_DEFAULTS = {"alignment": "off", "background_classes": "all"}
 
 
 class BranchOutput(NamedTuple):
@@ -143,7 +144,8 @@ class CPALBranch(nn.Module):
             detach_cam: Whether L_self's CAM side is a constant.
             bank: Options of `PrototypeBank`: size, clusters, max_clusters, entries_per_cluster.
             test: What holds at test time only: `alignment` "off", "ema" or "batch" (the image's
-                own anchors stand for the mini-batch).
+                own anchors stand for the mini-batch); `background_classes`, whether the CAM's
+                background, which anchor="seeds" looks at, is 1 − max over "all" or "present".
 
         Raises:
             WsssError: If a value makes no sense; the message names its key.
@@ -163,6 +165,7 @@ class CPALBranch(nn.Module):
             "background": background,
             "reduction": reduction,
             "test.alignment": test_alignment,
+            "test.background_classes": given["background_classes"],
         }
         for key, value in values.items():
             if value not in CHOICES[key]:
@@ -186,6 +189,7 @@ class CPALBranch(nn.Module):
         self.positiveness, self.similarity = positiveness, similarity
         self.gamma, self.temperature = gamma, temperature
         self.alignment, self.test_alignment = alignment, test_alignment
+        self.test_background_classes = given["background_classes"]
         self.ema_momentum = ema_momentum
         self.aggregation, self.background = aggregation, background
         self.reduction, self.detach_cam = reduction, detach_cam
@@ -317,9 +321,10 @@ class CPALBranch(nn.Module):
     ) -> tuple[Tensor, Tensor, Pairs]:
         """Class maps with background, allowed channels and pairs of whole images."""
         with torch.autocast(z.device.type, enabled=False):
-            maps = resize_maps(
-                add_background(cam.float()), (z.shape[2], z.shape[3]), align_corners=True
-            )
+            cam = cam.float()
+            if self.test_background_classes == "present":
+                cam = cam * label[:, :, None, None].to(cam.dtype)
+            maps = resize_maps(add_background(cam), (z.shape[2], z.shape[3]), align_corners=True)
             allowed = class_valid_mask(
                 torch.ones_like(maps[:, 0]), label.to(maps.dtype), (z.shape[2], z.shape[3])
             )
