@@ -13,27 +13,28 @@ export PYTHON
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## set up .venv, or do nothing where it is up to date
+setup: $(VENV)/.ready ## set up .venv; does nothing where it is up to date
+	@echo "$(VENV) is ready."
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@bash tools/setup.sh
 
-demo: setup ## run all stages on a tiny data set made on the spot; prints where to look
+demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prints where to look
 	@$(RUN) run.py experiment=demo $(ARGS)
 
-test: setup ## run the tests; one file: make test ARGS=tests/test_packaging.py
+test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
 	@$(RUN) -m pytest -q --durations=10 $(ARGS)
 
-lint: setup ## check style and types
+lint: $(VENV)/.ready ## check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy wsss
 
-format: setup ## rewrite the files in the project's style
+format: $(VENV)/.ready ## rewrite the files in the project's style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: setup ## run the benchmarks one after the other
+bench: $(VENV)/.ready ## run the benchmarks one after the other
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(RUN) $$program $(ARGS); done
 
 clean: ## remove caches; outputs/ and .venv stay

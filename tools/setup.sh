@@ -78,7 +78,7 @@ narrate() {
                 echo "  compiling ${line%% *}" ;;
             "Installing collected packages"*)
                 line=${line//[^,]/}
-                echo "  unpacking $((${#line} + 1)) packages" ;;
+                echo "  unpacking; packages: $((${#line} + 1))" ;;
         esac
     done
 }
