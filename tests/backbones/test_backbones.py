@@ -105,6 +105,19 @@ def test_batch_statistics_stay_while_the_affine_weights_of_learning_stages_train
     assert not torch.equal(backbone.network.layer4[0].bn1.weight, scale)
 
 
+def test_a_network_from_nothing_takes_the_statistics_of_the_batch() -> None:
+    backbone = ResNet(18, weights=None, frozen_stages=0, norm="batch").train()
+    before = backbone.network.bn1.running_mean.clone()
+    image = torch.randn(2, 3, 64, 64)
+    backbone(image)
+    assert not torch.equal(backbone.network.bn1.running_mean, before)
+    kept = backbone.eval().network.bn1.running_mean.clone()
+    backbone(image)
+    assert torch.equal(backbone.network.bn1.running_mean, kept)
+    with pytest.raises(WsssError, match="frozen_stages=0"):
+        ResNet(18, weights=None, norm="batch")
+
+
 @pytest.mark.parametrize(
     "backbone",
     [

@@ -12,23 +12,7 @@ import pytest
 from wsss.data.scenes import generate
 
 ROOT = Path(__file__).resolve().parents[2]
-
-TINY = [
-    "data.image_set.n_train=12",
-    "data.image_set.n_val=4",
-    "data.image_set.size=64",
-    "data.crop_size=64",
-    "data.long_side=[56,80]",
-    "data.batch_size=4",
-    "data.scales=[1.0,0.5]",
-    "backbone.weights=null",
-    "backbone.frozen_stages=0",
-    "trainer=cpu",
-    "trainer.max_epochs=2",
-    "eval_cam.workers=1",
-    "eval_cam.pictures=2",
-]
-
+CONF = Path(__file__).resolve().parent / "conf"
 
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory) -> Path:
@@ -46,10 +30,12 @@ class Program:
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def command(self, *arguments: str, tiny: bool = True) -> list[str]:
-        """The whole command line; `tiny` makes data and training small."""
-        settings = [f"paths.outputs={self.out}"]
+        """The whole command line; `tiny` makes data and training small (`conf/experiment/`)."""
+        settings = [f"paths.outputs={self.out}", f"hydra.searchpath=[file://{CONF}]"]
         if tiny:
-            settings += [*TINY, f"data.root={self.scenes}"]
+            settings += [f"data.root={self.scenes}"]
+            if not any(argument.startswith("experiment=") for argument in arguments):
+                settings += ["experiment=tiny"]
         return [sys.executable, str(ROOT / "run.py"), *settings, *arguments]
 
     def __call__(

@@ -77,22 +77,17 @@ def test_training_is_the_same_without_any_mask(program, tmp_path, tiny_scenes) -
         assert torch.equal(value, states["gone"][key]), key
 
 
-def test_results_of_other_settings_are_kept_unless_overwritten(program, tmp_path) -> None:
+def test_results_of_other_settings_are_kept_unless_overwritten(program) -> None:
     program("run_name=r", "stage=train")
-    other = ("run_name=r", "stage=train", "experiment=other")
     (checkpoint,) = program.out.rglob("last.ckpt")
     before = checkpoint.read_bytes()
-    # An experiment does not name a folder when run_name does: the same place, another rate.
-    conf = tmp_path / "conf" / "experiment"
-    conf.mkdir(parents=True)
-    (conf / "other.yaml").write_text("# @package _global_\noptimizer: {lr: 0.05}\n")
-    search = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
-    refused = program(*other, search, check=False)
+    other = ("run_name=r", "stage=train", "experiment=tiny_other")
+    refused = program(*other, check=False)
     assert refused.returncode == 1
     assert "optimizer.lr was 0.1, now 0.05" in refused.stderr
     assert "overwrite=true" in refused.stderr
     assert checkpoint.read_bytes() == before
-    program(*other, search, "overwrite=true")
+    program(*other, "overwrite=true")
     assert checkpoint.read_bytes() != before
 
 
@@ -118,7 +113,7 @@ def test_results_of_other_settings_are_kept_unless_overwritten(program, tmp_path
 def test_bad_input_is_one_line_and_exit_code_1(program, arguments: list[str], message: str) -> None:
     if arguments[-1] == "trainer=gpu" and torch.cuda.is_available():
         arguments = [*arguments, "trainer.devices=99"]
-    done = program("data.image_set.size=64", *arguments, tiny=False, check=False)
+    done = program(*arguments, tiny=False, check=False)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

@@ -21,8 +21,9 @@ class Backbone(nn.Module):
     """An image network seen as a stem and four stages (strides 4, 8, 16, 16).
 
     Subclasses set `channels`, `strides`, `stem_channels`, `stem_stride` and implement
-    `forward_with_stem`. BatchNorm always uses its stored statistics, in training too; its affine
-    weights train wherever their stage does.
+    `forward_with_stem`. BatchNorm uses its stored statistics, in training too, and its affine
+    weights train wherever their stage does; a network that starts from nothing has no statistics
+    to keep, and takes those of the batch (`norm="batch"`).
 
     Attributes:
         channels: channel count of the four stages.
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
     stem_stride: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    norm: str = "fixed"
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:
         """Features of the stem and the four stages for normalized images (B, 3, H, W)."""
@@ -53,8 +55,29 @@ class Backbone(nn.Module):
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+                module.train(mode and self.norm == "batch")
         return self
+
+    def finish(self, norm: str, frozen_stages: int, freeze_depthwise: bool) -> None:
+        """What every subclass does last: choose the statistics and freeze the first stages.
+
+        Args:
+            norm: `fixed` (stored statistics) or `batch` (for training from nothing).
+            frozen_stages: see `freeze`.
+            freeze_depthwise: see `freeze`.
+
+        Raises:
+            WsssError: unknown `norm`, or batch statistics in a network that is partly frozen.
+        """
+        if norm not in ("fixed", "batch"):
+            raise WsssError(f"backbone.norm={norm}: choose fixed or batch")
+        if norm == "batch" and frozen_stages:
+            raise WsssError(
+                "backbone.norm=batch trains from nothing: set backbone.frozen_stages=0 as well"
+            )
+        self.freeze(frozen_stages, depthwise=freeze_depthwise)
+        self.norm = norm
+        self.train(self.training)
 
     def freeze(self, stages: int, depthwise: bool = False) -> None:
         """Stop the gradient after the stem and the first `stages` stages.

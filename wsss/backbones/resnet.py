@@ -32,6 +32,8 @@ class ResNet(Backbone):
         frozen_stages: stages without gradient, counted from the input; 2 as published
             (stem, layer1 and layer2).
         freeze_depthwise: has no effect here (no depthwise layers); one signature for all.
+        norm: `fixed` keeps the stored batch statistics, as published; `batch` takes those of the
+            batch, for training from nothing.
         mean: channel means that input images were normalized with.
         std: their standard deviations.
 
@@ -45,6 +47,7 @@ class ResNet(Backbone):
         weights: str | None = None,
         frozen_stages: int = 2,
         freeze_depthwise: bool = False,
+        norm: str = "fixed",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -70,7 +73,7 @@ class ResNet(Backbone):
         self.channels = (64 * width, 128 * width, 256 * width, 512 * width)
         self.strides = (4, 8, 16, 16)
         self.stem_channels, self.stem_stride = 64, 4
-        self.freeze(frozen_stages, depthwise=freeze_depthwise)
+        self.finish(norm, frozen_stages, freeze_depthwise)
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:
         """Stem (after max pooling) and layer1 to layer4 for normalized images (B, 3, H, W)."""

@@ -23,6 +23,8 @@ class Timm(Backbone):
         output_stride: stride of the last stage.
         frozen_stages: stages without gradient, counted from the input.
         freeze_depthwise: keep depthwise kernels as they are (quicker on a CPU).
+        norm: `fixed` keeps the stored batch statistics; `batch` takes those of the batch, for
+            training from nothing.
         mean: channel means for normalization; null takes the network's own.
         std: likewise the standard deviations.
 
@@ -38,6 +40,7 @@ class Timm(Backbone):
         output_stride: int = 16,
         frozen_stages: int = 2,
         freeze_depthwise: bool = False,
+        norm: str = "fixed",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -80,7 +83,7 @@ class Timm(Backbone):
         own_input: Any = getattr(network, "default_cfg", {})
         self.mean = rgb(mean if mean is not None else own_input.get("mean", (0.5,) * 3), "mean")
         self.std = rgb(std if std is not None else own_input.get("std", (0.5,) * 3), "std")
-        self.freeze(frozen_stages, depthwise=freeze_depthwise)
+        self.finish(norm, frozen_stages, freeze_depthwise)
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:
         """Stem and four stages; a network of four stages gives its first one as the stem too."""

@@ -48,8 +48,9 @@ CHOICES = {
     "reduction": REDUCTIONS,
     "test.alignment": ("off", "ema", "batch"),
     "test.background_classes": ("all", "present"),
+    "test.structure": ("f", "z"),
 }
-TEST_DEFAULTS = {"alignment": "off", "background_classes": "all"}
+TEST_DEFAULTS = {"alignment": "off", "background_classes": "all", "structure": "f"}
 
 
 class BranchOutput(NamedTuple):
@@ -145,7 +146,9 @@ class CPALBranch(nn.Module):
             bank: Options of `PrototypeBank`: size, clusters, max_clusters, entries_per_cluster.
             test: What holds at test time only: `alignment` "off", "ema" or "batch" (the image's
                 own anchors stand for the mini-batch); `background_classes`, whether the CAM's
-                background, which anchor="seeds" looks at, is 1 − max over "all" or "present".
+                background, which anchor="seeds" looks at, is 1 − max over "all" or "present";
+                `structure`, whether anchor="seeds" takes correlations from the last feature "f"
+                (as in training) or from "z" (as SIPE does from its hierarchical feature).
 
         Raises:
             WsssError: If a value makes no sense; the message names its key.
@@ -166,6 +169,7 @@ class CPALBranch(nn.Module):
             "reduction": reduction,
             "test.alignment": test_alignment,
             "test.background_classes": given["background_classes"],
+            "test.structure": given["structure"],
         }
         for key, value in values.items():
             if value not in CHOICES[key]:
@@ -190,6 +194,7 @@ class CPALBranch(nn.Module):
         self.gamma, self.temperature = gamma, temperature
         self.alignment, self.test_alignment = alignment, test_alignment
         self.test_background_classes = given["background_classes"]
+        self.test_structure = given["structure"]
         self.ema_momentum = ema_momentum
         self.aggregation, self.background = aggregation, background
         self.reduction, self.detach_cam = reduction, detach_cam
@@ -322,6 +327,8 @@ class CPALBranch(nn.Module):
         """Class maps with background, allowed channels and pairs of whole images."""
         with torch.autocast(z.device.type, enabled=False):
             cam = cam.float()
+            if self.test_structure == "z":
+                structure = z
             if self.test_background_classes == "present":
                 cam = cam * label[:, :, None, None].to(cam.dtype)
             maps = resize_maps(add_background(cam), (z.shape[2], z.shape[3]), align_corners=True)
