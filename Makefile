@@ -20,7 +20,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@bash tools/setup.sh
 
 demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prints where to look
-	@$(RUN) run.py experiment=demo $(ARGS)
+	@$(RUN) run.py -m experiment=demo,demo_sipe,demo_cpal stage=all $(ARGS)
+	@$(RUN) run.py experiment=demo stage=report 'report.runs=[demo,demo_sipe,demo_cpal]'
 
 test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
 	@$(RUN) -m pytest -q --durations=10 $(ARGS)

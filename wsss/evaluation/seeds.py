@@ -19,8 +19,6 @@ from wsss.methods.cam.functional import resize_maps
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear enlargement (align_corners=False) of (K, h, w) float32 maps to `size`."""
-    if not len(maps):
-        return np.zeros((0, *size), dtype=np.float32)
     return resize_maps(torch.from_numpy(maps)[None], size, align_corners=False)[0].numpy()
 
 

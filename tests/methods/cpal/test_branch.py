@@ -348,6 +348,36 @@ def test_background_bank_is_one_more_class(batch):
     assert not torch.allclose(answer.pacam[:, 0], 1 - answer.pacam[:, 1:].amax(1))
 
 
+def seeds_branch(**test) -> CPALBranch:
+    branch = make_branch(features="hierarchical", anchor="seeds", background="prototype", test=test)
+    fill(branch)
+    return branch.eval()
+
+
+def test_structure_from_z_is_structure_from_f_when_f_is_z(batch):
+    features, cam, _ = batch
+    of_f, of_z = seeds_branch(), seeds_branch(structure="z")
+    z = of_f.project(features)
+    expected = of_f.predict(z, cam, LABEL, structure=z)
+    got = of_z.predict(z, cam, LABEL, structure=features[-1])
+    torch.testing.assert_close(got.pacam, expected.pacam)
+    other = of_f.predict(z, cam, LABEL, structure=features[-1])
+    assert not torch.allclose(other.pacam, expected.pacam)
+
+
+def test_background_over_present_classes_does_not_see_absent_ones(batch):
+    features, cam, _ = batch
+    branch = seeds_branch(background_classes="present")
+    z = branch.project(features)
+    expected = branch.predict(z, cam, LABEL, features[-1]).pacam
+    loud = torch.where(LABEL[:, :, None, None] > 0, cam, torch.ones_like(cam))
+    torch.testing.assert_close(branch.predict(z, loud, LABEL, features[-1]).pacam, expected)
+    over_all = seeds_branch()
+    quiet_maps = over_all.predict(z, cam, LABEL, features[-1]).pacam
+    loud_maps = over_all.predict(z, loud, LABEL, features[-1]).pacam
+    assert not torch.allclose(quiet_maps, loud_maps)
+
+
 def test_responses_are_the_cosines_of_the_context_prototypes(batch):
     features, _, _ = batch
     branch = make_branch()

@@ -68,4 +68,6 @@ def resize_maps(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Ten
     """Bilinear resize of (B, C, h, w) maps to `size`; unchanged when it is their size already."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
+    if maps.shape[1] == 0:  # an image without classes; not every PyTorch resizes nothing
+        return maps.new_zeros(*maps.shape[:2], *size)
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
