@@ -1,0 +1,128 @@
+"""Make the confident labels that IRN learns from: class maps read twice, each through a CRF."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from wsss import experiment as ex
+from wsss.artifacts import StageFolder
+from wsss.data.base import ImageSet
+from wsss.data.masks import VOID, read_mask, write_mask
+from wsss.data.pool import parallel
+from wsss.data.transforms import load_image
+from wsss.evaluation.seeds import enlarge
+from wsss.progress import duration
+from wsss.refine import chain
+from wsss.refine.crf import CrfSettings, require_pydensecrf
+from wsss.refine.labels import LabelSettings, confident_labels
+from wsss.visualize import label_overlay, over
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Labels one image and writes the file; runs in a worker process."""
+
+    image_set: ImageSet
+    source: chain.MapSource
+    target: Path
+    settings: LabelSettings
+
+    def __call__(self, name: str) -> None:
+        image = load_image(self.image_set.image_path(name))
+        stored = self.source.read(name)
+        maps = enlarge(stored.maps[self.source.kind], stored.size)
+        write_mask(
+            self.target / f"{name}.png",
+            confident_labels(image, maps, stored.classes, self.settings),
+        )
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Pixels of one image's labels: all, foreground, unsure; sure ones with truth, right ones."""
+
+    image_set: ImageSet
+    labels: Path
+    scored: frozenset[str]
+
+    def __call__(self, name: str) -> np.ndarray:
+        labels = read_mask(self.labels / f"{name}.png", self.image_set.num_classes)
+        sure = labels != VOID
+        counts = [labels.size, int((sure & (labels > 0)).sum()), int((~sure).sum()), 0, 0]
+        truth = self.image_set.mask(name) if name in self.scored else None
+        if truth is not None:
+            known = sure & (truth != VOID)
+            counts[3:] = [int(known.sum()), int((truth == labels)[known].sum())]
+        return np.array(counts, dtype=np.int64)
+
+
+def label_picture(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Labels over the photograph, unsure pixels white."""
+    shown = label_overlay(picture, np.where(labels == VOID, 0, labels))
+    return over(shown, np.full_like(picture, 255), np.where(labels == VOID, 0.7, 0.0))
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Label what is not labelled yet."""
+    source = chain.map_source(cfg, "irn_labels")
+    folder = StageFolder(
+        ex.stage_folder(cfg, "irn_labels"),
+        "irn_labels",
+        chain.settings_of(cfg, source, "labels"),
+        {"make_cam": source.hash},
+    )
+    if not ex.is_main_process():
+        return {}
+    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+        return folder.manifest
+    require_pydensecrf()
+    start = time.monotonic()
+    image_set = ex.build_image_set(cfg)
+    image_set.check(cfg.data.infer_split)
+    names = image_set.names(cfg.data.infer_split)
+    labels = folder.path / LABELS
+    options = ex.plain(cfg.refine.labels)
+    crf = options.pop("crf")
+    settings = LabelSettings(**options, crf=CrfSettings(**crf) if crf else None)
+    work = _Label(image_set, source, labels, settings)
+    workers = cfg.refine.workers
+    missing = chain.missing_files_of(labels, names, ".png")
+    parallel(work, missing, "irn_labels", workers)
+    scored = chain.scored_names(cfg, image_set, names)
+    shares = _Shares(image_set, labels, frozenset(scored))
+    pixels, foreground, unsure, known, right = np.sum(
+        parallel(shares, names, "irn_labels: shares", workers), axis=0
+    ).tolist()
+    facts = {
+        "images": len(names),
+        "kind": source.kind,
+        "foreground_share": foreground / pixels,
+        "unsure_share": unsure / pixels,
+        "right_share_of_sure": right / known if known else None,
+    }
+
+    def shown(name: str, picture: np.ndarray) -> np.ndarray:
+        return label_picture(picture, read_mask(labels / f"{name}.png", image_set.num_classes))
+
+    columns: dict[str, chain.Drawing] = {"confident labels (white: unsure)": shown}
+    if scored:
+        columns["truth"] = chain.truth_column(image_set)
+    chain.draw(
+        image_set, scored or names, cfg.refine.pictures, columns, folder.path / "contact_sheet.png"
+    )
+    folder.close(**facts, seconds=time.monotonic() - start)
+    quality = f", {100 * right / known:.1f} % of the sure pixels right" if known else ""
+    ex.say(
+        f"irn_labels: {len(names)} images, {100 * foreground / pixels:.1f} % foreground, "
+        f"{100 * unsure / pixels:.1f} % unsure{quality}, in "
+        f"{duration(time.monotonic() - start)} -> {ex.relative(labels)}"
+    )
+    return folder.manifest

@@ -1,0 +1,168 @@
+"""Make pseudo masks: class maps propagated by a random walk up to IRN's edges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+
+from wsss import experiment as ex
+from wsss.artifacts import StageFolder, atomic, require, write_json
+from wsss.data.masks import read_mask, write_mask
+from wsss.progress import duration, track
+from wsss.refine import chain
+from wsss.refine.data import AffinityData, WholeImages
+from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
+from wsss.refine.pseudo_mask import WalkSettings, pseudo_mask
+from wsss.stages.irn_train import WEIGHTS, load_irn
+from wsss.visualize import heat, label_overlay
+
+EDGES = "edges"
+
+
+class _MaskMaker(pl.LightningModule):
+    """Runs the network and the walk over whole images and writes each one's edges and mask."""
+
+    def __init__(
+        self,
+        network: EdgeDisplacement,
+        source: chain.MapSource,
+        folder: Path,
+        settings: WalkSettings,
+    ) -> None:
+        super().__init__()
+        self.network, self.source, self.folder, self.settings = network, source, folder, settings
+
+    def predict_step(self, sample: Mapping[str, Any], batch_idx: int) -> None:
+        """Edge map and pseudo mask of one image; the mask is written last."""
+        name = sample["name"]
+        edge = edge_map(self.network, sample["image"])
+        stored = self.source.read(name)
+        mask = pseudo_mask(
+            torch.from_numpy(stored.maps[self.source.kind]).to(edge.device),
+            torch.from_numpy(stored.classes),
+            edge,
+            stored.size,
+            self.settings,
+        )
+        gray = Image.fromarray((edge.cpu().numpy() * 255).round().astype(np.uint8))
+        with atomic(self.folder / EDGES / f"{name}.png") as temporary:
+            gray.save(temporary, format="PNG")
+        write_mask(self.folder / chain.MASKS / f"{name}.png", mask.numpy())
+
+
+class _Progress(Callback):
+    """Counts predicted images."""
+
+    def __init__(self, total: int) -> None:
+        self.steps = iter(track(range(total), "irn_masks", total))
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Count one image."""
+        next(self.steps, None)
+
+    def on_predict_end(self, *args: Any) -> None:
+        """Close the bar."""
+        next(self.steps, None)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Make the masks that are not there yet, then score them beside the seeds."""
+    source = chain.map_source(cfg, "irn_masks")
+    trained = ex.stage_folder(cfg, "irn_train")
+    inputs = {
+        "make_cam": source.hash,
+        "irn_train": require(trained, "irn_train", "irn_masks")["hash"],
+    }
+    folder = StageFolder(
+        ex.stage_folder(cfg, "irn_masks"),
+        "irn_masks",
+        chain.settings_of(cfg, source, "walk"),
+        inputs,
+    )
+    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+        return folder.manifest
+    start = time.monotonic()
+    image_set = ex.build_image_set(cfg)
+    image_set.check(cfg.data.infer_split)
+    names = image_set.names(cfg.data.infer_split)
+    masks = folder.path / chain.MASKS
+    missing = chain.missing_files_of(masks, names, ".png")
+    if missing:
+        network = load_irn(cfg, trained / WEIGHTS)
+        maker = _MaskMaker(network, source, folder.path, WalkSettings(**ex.plain(cfg.refine.walk)))
+        mean, std = network.backbone.mean, network.backbone.std
+        data = AffinityData(
+            whole=WholeImages(image_set, missing, mean, std), num_workers=cfg.data.num_workers
+        )
+        trainer = ex.build_trainer(
+            cfg,
+            folder.path,
+            [_Progress(len(missing))] if ex.is_main_process() else [],
+            limit_train_batches=None,
+        )
+        trainer.predict(maker, datamodule=data, return_predictions=False)
+        trainer.strategy.barrier("irn_masks")
+    if not ex.is_main_process():
+        return {}
+    scored = chain.scored_names(cfg, image_set, names)
+    facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
+    table = ""
+    if scored:
+        result = _score(cfg, image_set, source, masks, scored)
+        write_json(folder.path / "metrics.json", result)
+        facts["miou"] = result["irn_masks"]["miou"]
+        rows = [(row, result[row]["miou"]) for row in ("seed", "crf", "irn_masks") if row in result]
+        table = "mIoU " + ", ".join(f"{row} {value:.2f}" for row, value in rows) + "; "
+
+    def edges(name: str, picture: np.ndarray) -> np.ndarray:
+        with Image.open(folder.path / EDGES / f"{name}.png") as file:
+            shown = heat(np.asarray(file) / 255.0)
+        shown = shown.repeat(GRID_STRIDE, axis=0).repeat(GRID_STRIDE, axis=1)
+        return shown[: picture.shape[0], : picture.shape[1]]
+
+    def mask_picture(name: str, picture: np.ndarray) -> np.ndarray:
+        return label_overlay(picture, read_mask(masks / f"{name}.png", image_set.num_classes))
+
+    columns: dict[str, chain.Drawing] = {"edges": edges, "pseudo mask": mask_picture}
+    if scored:
+        columns["truth"] = chain.truth_column(image_set)
+    chain.draw(
+        image_set, scored or names, cfg.refine.pictures, columns, folder.path / "contact_sheet.png"
+    )
+    folder.close(**facts, seconds=time.monotonic() - start)
+    ex.say(
+        f"irn_masks: {table}{len(names)} images in {duration(time.monotonic() - start)} "
+        f"-> {ex.relative(masks)}"
+    )
+    return folder.manifest
+
+
+def _score(
+    cfg: DictConfig, image_set: Any, source: chain.MapSource, masks: Path, names: list[str]
+) -> dict[str, Any]:
+    """Scores of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
+    workers, classes = cfg.refine.workers, image_set.classes
+    seeds = chain.SeedScore(image_set, source, cfg.eval_cam.background)
+    result: dict[str, Any] = {
+        "seed": chain.miou(seeds, names, workers, classes, "irn_masks: raw seeds"),
+        "irn_masks": chain.miou(
+            chain.MaskScore(image_set, masks), names, workers, classes, "irn_masks: pseudo masks"
+        ),
+        "images": len(names),
+        "image_labels_known": True,
+    }
+    crf = ex.stage_folder(cfg, "crf")
+    if (crf / "manifest.json").is_file():
+        result["crf"] = chain.miou(
+            chain.MaskScore(image_set, crf / chain.MASKS), names, workers, classes, "irn_masks: crf"
+        )
+    return result
