@@ -79,6 +79,21 @@ class ImageSet(ABC):
         """
         return {}
 
+    def review(self) -> tuple[list[str], list[str]]:
+        """What `stage=prepare` is to say of the data set as a whole, after `derive`.
+
+        Returns:
+            What must be put right, and what is only odd; a line each, which names file and place.
+        """
+        return [], []
+
+    def fingerprint(self) -> str:
+        """Text that changes when the raw files do, as far as that can be seen at a glance.
+
+        `stage=prepare` is done anew when it changes; the empty default never does.
+        """
+        return ""
+
     def check(self, split: str, need_masks: bool = False) -> None:
         """Check that a split can be used: list, image files and, if asked, masks.
 

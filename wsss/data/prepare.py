@@ -39,7 +39,8 @@ def prepare(
     expected_counts: Mapping[str, int] | None = None,
     held_out: Sequence[str] = ("val", "test"),
     workers: int = 0,
-) -> dict[str, Any]:
+    optional: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
     """Derive lists and masks, then check lists, images, labels and masks of some splits.
 
     It can be interrupted and run again: derived files that are there are kept.
@@ -50,24 +51,26 @@ def prepare(
         expected_counts: Number of images that a split must have.
         held_out: Splits that must share no image with any other of `splits`.
         workers: Number of processes; 0: this one, -1: one for each core.
+        optional: Splits that are passed over, too, if they have no list.
 
     Returns:
         A report of plain numbers, strings, lists and dictionaries: `data_set`, `classes`,
         `derived`, `splits` (per split: images, expected, masks, smallest, median and largest
-        size as [height, width], labels_per_image, images_per_class) and `warnings`.
+        size as [height, width], labels_per_image, images_per_class) and `warnings`. And the
+        problems: a line for everything that must be put right before the data set is used.
 
     Raises:
-        WsssError: If anything is wrong: the first problems, one a line, and how many there are.
+        WsssError: If the data set can't be looked at at all.
     """
     derived = image_set.derive(workers)
-    problems: list[str] = []
-    warnings: list[str] = []
+    classes = list(image_set.classes)  # without them nothing else can be looked at
+    problems, warnings = (list(lines) for lines in image_set.review())
     members: dict[str, list[str]] = {}
     for split in dict.fromkeys(splits):
         try:
             members[split] = image_set.names(split)
         except WsssError as error:
-            if split in image_set.unlabelled_splits:
+            if split in image_set.unlabelled_splits or split in optional:
                 warnings.append(f"split '{split}' is passed over: {error}")
             else:
                 problems.append(str(error))
@@ -80,7 +83,7 @@ def prepare(
 
     report: dict[str, Any] = {
         "data_set": repr(image_set),
-        "classes": list(image_set.classes),
+        "classes": classes,
         "derived": derived,
         "splits": {},
         "warnings": warnings,
@@ -95,15 +98,19 @@ def prepare(
             problems += wrong
         labels = {name: checked_labels[name] for name in names if name in checked_labels}
         expected = (expected_counts or {}).get(split)
-        report["splits"][split] = _summary(image_set.classes, names, findings, labels, expected)
-        warnings += _label_warnings(split, image_set.classes, findings, labels)
-    if problems:
-        shown = problems[:SHOWN]
-        if len(problems) > SHOWN:
-            shown.append(f"... and {len(problems) - SHOWN} more")
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise WsssError("\n".join([f"{image_set!r} has {count}:", *shown]))
-    return report
+        report["splits"][split] = _summary(classes, names, findings, labels, expected)
+        warnings += _label_warnings(split, classes, findings, labels)
+    return report, list(dict.fromkeys(problems))
+
+
+def complaint(subject: str, problems: Sequence[str]) -> WsssError:
+    """The error that tells of problems: the first of them, a line each, and how many there are."""
+    if len(problems) == 1:
+        return WsssError(problems[0])
+    shown = list(problems[:SHOWN])
+    if len(problems) > SHOWN:
+        shown.append(f"... and {len(problems) - SHOWN} more")
+    return WsssError("\n".join([f"{subject} has {len(problems)} problems:", *shown]))
 
 
 def inspect(name: str, image_set: ImageSet) -> Finding:
@@ -229,10 +236,16 @@ def _label_warnings(
         for name, label in labels.items()
         if any(not label[i - 1] for i in findings[name].mask_ids or () if 1 <= i <= len(classes))
     ]
+    shown = [ids for name in labels if (ids := findings[name].mask_ids) is not None]
     counts = np.sum(list(labels.values()), axis=0)
     absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     return [
         *line(bare, "have no label"),
         *line(unnamed, "have a class in the mask that is not among their labels"),
+        *(
+            [f"split '{split}': no mask shows any object, all is 0 or 255 (void)"]
+            if shown and not any(shown)
+            else []
+        ),
         *([f"split '{split}' has no image of: {', '.join(absent)}"] if absent else []),
     ]

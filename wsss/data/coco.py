@@ -1,0 +1,280 @@
+"""COCO 2014, and any data set in COCO's format."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wsss.data.base import ImageSet
+from wsss.data.coco_index import (
+    Index,
+    build_index,
+    check_same_classes,
+    digest,
+    read_index,
+    read_outlines,
+)
+from wsss.data.coco_masks import PaintTask, paint_file
+from wsss.data.masks import read_mask
+from wsss.data.pool import parallel
+from wsss.data.prepare import complaint
+from wsss.errors import WsssError
+
+INDEX, MASKS = "index.npz", "masks"
+_WAY_OUT = "run the same command with stage=prepare first"
+
+
+class COCO(ImageSet):
+    """A data set of instance annotations in COCO's format: `stage=prepare` reads them once.
+
+    The index that it makes and the masks that it paints lie in `cache_dir/SPLIT-DIGEST`, where the
+    digest changes with the annotation file: of a changed one nothing old is used. A split is made
+    of the images with at least one label. Class ids are 1..N in the order of the category ids,
+    whatever numbers those are.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        annotations: Mapping[str, str | None],
+        images: Mapping[str, str],
+        cache_dir: str | Path,
+    ) -> None:
+        """Describe the data set; no file is needed before it is used.
+
+        Args:
+            root: Folder that the other paths are relative to.
+            annotations: Annotation file of each split; None: the split is not used.
+            images: Image folder of each split.
+            cache_dir: Folder for what is derived; it belongs to this data set alone.
+
+        Raises:
+            WsssError: If `root` or the image folder of a split is not given.
+        """
+        if not root:
+            raise WsssError("the folder of the data set is not set: give data.root=/path/to/COCO")
+        self.root = Path(root).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.annotations = {s: self.root / str(file) for s, file in annotations.items() if file}
+        for split in self.annotations:
+            if not images.get(split):
+                raise WsssError(
+                    f"split '{split}' has annotations but no image folder: give "
+                    f"data.image_set.images.{split}="
+                )
+        self.images = {split: self.root / str(images[split]) for split in self.annotations}
+        self._problems: list[str] = []
+        self._ready: dict[str, Path] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.root)!r})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Category names in ascending order of their ids.
+
+        Raises:
+            WsssError: If no split is prepared.
+        """
+        for index in self._indexes():
+            return index.classes
+        self.check_root()
+        raise WsssError(f"{self.root} is not prepared: {_WAY_OUT}")
+
+    def folder(self, split: str) -> Path:
+        """Folder of what is derived from a split's annotation file as it is now.
+
+        Raises:
+            WsssError: If there is no such split or file.
+        """
+        if split not in self.annotations:
+            raise WsssError(
+                f"there is no split '{split}'; there are {', '.join(self.annotations) or 'none'} "
+                "(data.image_set.annotations)"
+            )
+        try:
+            return self.cache_dir / f"{split}-{digest(self.annotations[split])}"
+        except OSError as error:
+            self.check_root()
+            raise WsssError(
+                f"no annotations {self.annotations[split]} for split '{split}': complete the data "
+                f"set, or correct data.root or data.image_set.annotations.{split}"
+            ) from error
+
+    def index(self, split: str) -> Index:
+        """The index of a split.
+
+        Raises:
+            WsssError: If the split is not prepared, or its annotations have changed since.
+        """
+        if split not in self._prepared():
+            folder = self.folder(split)
+            older = any(path != folder for path in self._derived_folders(split))
+            since = "annotations have changed since stage=prepare" if older else "is not prepared"
+            raise WsssError(f"split '{split}' of {self.root}: {since}; {_WAY_OUT}")
+        return read_index(self._prepared()[split] / INDEX)
+
+    def names(self, split: str) -> list[str]:
+        """Names of the split's images with at least one label, in ascending order."""
+        return list(self.index(split).names)
+
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Label vectors, (len(names), N) uint8; crowd regions count.
+
+        Raises:
+            WsssError: If an image is in no split that is prepared.
+        """
+        indexes = self._indexes()
+        result = np.zeros((len(names), self.num_classes), dtype=np.uint8)
+        for number, name in enumerate(names):
+            index = next((index for index in indexes if name in index.rows), None)
+            if index is None:
+                raise WsssError(f"image '{name}' has no annotation in {self.root}")
+            result[number] = index.labels[index.rows[name]]
+        return result
+
+    def image_path(self, name: str) -> Path:
+        """The image's file, as the annotations name it."""
+        for split in self._prepared():
+            index = self.index(split)
+            if name in index.rows:
+                return self.images[split] / index.files[index.rows[name]]
+        return self.root / name
+
+    def mask_path(self, name: str) -> Path | None:
+        """The painted mask, or None if there is none."""
+        paths = (folder / MASKS / f"{name}.png" for folder in self._prepared().values())
+        return next((path for path in paths if path.is_file()), None)
+
+    def has_mask(self, name: str) -> bool:
+        """Whether the mask is painted."""
+        return self.mask_path(name) is not None
+
+    def mask(self, name: str) -> np.ndarray | None:
+        """Ground truth, (H, W) uint8 with 255 = crowd; None if it is not painted."""
+        path = self.mask_path(name)
+        return None if path is None else read_mask(path, self.num_classes)
+
+    def check_root(self) -> None:
+        """Check that the root holds annotations.
+
+        Raises:
+            WsssError: One line that says what is missing.
+        """
+        if not self.root.is_dir():
+            raise WsssError(
+                f"the data folder {self.root} does not exist: give data.root=/path/to/COCO (the "
+                "folder that holds the annotations)"
+            )
+        if not any(path.is_file() for path in self.annotations.values()):
+            listed = ", ".join(str(path) for path in self.annotations.values())
+            raise WsssError(
+                f"{self.root} has no annotations ({listed or 'none are configured'}): correct "
+                "data.root or data.image_set.annotations"
+            )
+
+    def derive(self, workers: int = 0) -> dict[str, object]:
+        """Read the annotations and paint the masks that are not there yet.
+
+        Returns:
+            Counts of each split.
+
+        Raises:
+            WsssError: What is wrong with the annotation files.
+        """
+        self.check_root()
+        problems: list[str] = []
+        splits = [split for split, path in self.annotations.items() if path.is_file()]
+        for split in splits:
+            target = self.folder(split) / INDEX
+            try:
+                if not target.is_file():
+                    problems += build_index(self.annotations[split], target)
+            except WsssError as error:
+                problems.append(str(error))
+        if problems:
+            raise complaint(f"{self!r}", problems)
+        self._ready, self._problems = {}, []
+        derived: dict[str, object] = {}
+        for split in splits:
+            for old in self._derived_folders(split):
+                if old != self.folder(split):
+                    shutil.rmtree(old, ignore_errors=True)
+            painted, found = self._paint(split, workers)
+            facts = {"masks_painted": painted, "masks_found": found}
+            derived[split] = {**self.index(split).facts, **facts}
+        return derived
+
+    def review(self) -> tuple[list[str], list[str]]:
+        """Outlines that could not be painted, and what is odd but does no harm."""
+        warnings = []
+        for split in self._prepared():
+            facts = self.index(split).facts
+            if facts["images_without_label"]:
+                warnings.append(
+                    f"split '{split}': {facts['images_without_label']} of "
+                    f"{facts['images_in_file']} images have no annotation and are left out"
+                )
+            if facts["annotations_without_outline"]:
+                warnings.append(
+                    f"split '{split}': {facts['annotations_without_outline']} annotations have no "
+                    "outline: they are labels, but no mask shows them"
+                )
+        return self._problems, warnings
+
+    def fingerprint(self) -> str:
+        """Changes when an annotation file does."""
+        found = [s for s, path in self.annotations.items() if path.is_file()]
+        return " ".join(self.folder(split).name for split in found)
+
+    def _paint(self, split: str, workers: int) -> tuple[int, int]:
+        """Paint what is missing; how many masks were painted and how many were there."""
+        folder = self.folder(split)
+        index, outlines = self.index(split), read_outlines(folder / INDEX)
+        masks = folder / MASKS
+        masks.mkdir(exist_ok=True)
+        there = set(os.listdir(masks))
+        tasks = [
+            PaintTask(
+                name,
+                self.images[split] / index.files[row],
+                (int(outlines.sizes[row, 0]), int(outlines.sizes[row, 1])),
+                outlines.spans[outlines.first[row] : outlines.first[row + 1]],
+                masks / f"{name}.png",
+            )
+            for row, name in enumerate(index.names)
+            if f"{name}.png" not in there
+        ]
+        paint = partial(paint_file, annotations=self.annotations[split])
+        lines = [line for line in parallel(paint, tasks, f"masks of {split}", workers) if line]
+        self._problems += lines
+        return len(tasks) - len(lines), len(index.names) - len(tasks)
+
+    def _prepared(self) -> dict[str, Path]:
+        """Folders of the splits that are prepared from the present annotations.
+
+        Raises:
+            WsssError: If their categories are not the same.
+        """
+        if not self._ready:
+            found = {s: self.folder(s) for s, path in self.annotations.items() if path.is_file()}
+            ready = {s: folder for s, folder in found.items() if (folder / INDEX).is_file()}
+            check_same_classes({self.annotations[s]: read_index(ready[s] / INDEX) for s in ready})
+            self._ready = ready
+        return self._ready
+
+    def _indexes(self) -> list[Index]:
+        return [self.index(split) for split in self._prepared()]
+
+    def _derived_folders(self, split: str) -> list[Path]:
+        """Folders of this split, of the present annotations and of former ones."""
+        if not self.cache_dir.is_dir():
+            return []
+        named = re.compile(re.escape(split) + "-[0-9a-f]{12}")
+        return [path for path in self.cache_dir.iterdir() if named.fullmatch(path.name)]

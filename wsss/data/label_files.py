@@ -1,0 +1,171 @@
+"""Image labels written by hand: one CSV or JSON file that names images and their classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from wsss.errors import WsssError
+
+HEADINGS = ("name", "image", "file", "filename", "file_name")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The labels of one image as they are written.
+
+    Attributes:
+        place: File and line, for messages.
+        key: The image's name or file name.
+        labels: Class names.
+        fault: What is wrong with the row itself, or an empty string.
+    """
+
+    place: str
+    key: str
+    labels: tuple[str, ...]
+    fault: str = ""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a label file, CSV or JSON by its ending.
+
+    Raises:
+        WsssError: If it can't be read, or holds nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise WsssError(f"can't read the label file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise WsssError(
+            f"the label file {path} is not UTF-8 (byte {error.start}): save it with that encoding"
+        ) from error
+    rows = json_rows(text, path) if path.suffix.lower() == ".json" else csv_rows(text, path)
+    if not rows:
+        raise WsssError(f"the label file {path} holds no image")
+    return rows
+
+
+def csv_rows(text: str, path: Path) -> list[Row]:
+    """Rows of `name,class;class`; a first row whose name is a heading is passed over."""
+    rows: list[Row] = []
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    try:
+        for fields in reader:
+            fields = [field.strip() for field in fields]
+            if not any(fields):
+                continue
+            if not rows and fields[0].lower() in HEADINGS:
+                continue
+            place, fault = f"{path}, line {reader.line_num}", ""
+            if len(fields) != 2:
+                fault = (
+                    f"{len(fields)} columns, expected 2: the image's name, and its classes with ; "
+                    "between them"
+                )
+            elif not fields[0]:
+                fault = "no image is named"
+            labels = _split(fields[1]) if len(fields) == 2 else ()
+            rows.append(Row(place, fields[0], labels, fault))
+    except csv.Error as error:
+        raise WsssError(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def json_rows(text: str, path: Path) -> list[Row]:
+    """Rows of `{"name": ["class", "class"], ...}`; `"class;class"` will do for the list."""
+    try:
+        # Pairs: a name that stands twice would be lost in a dictionary.
+        pairs = json.loads(text, object_pairs_hook=list)
+    except ValueError as error:
+        raise WsssError(f"can't read the label file {path} as JSON: {error}") from error
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise WsssError(f'{path} must be an object: {{"image name": ["class", ...], ...}}')
+    return [_json_row(name, value, path) for name, value in pairs]
+
+
+def _json_row(name: str, value: Any, path: Path) -> Row:
+    place = f"{path}, '{name}'"
+    if isinstance(value, str):
+        return Row(place, name, _split(value))
+    if isinstance(value, list) and all(isinstance(label, str) for label in value):
+        return Row(place, name, tuple(label.strip() for label in value if label.strip()))
+    return Row(place, name, (), "the labels must be a list of class names")
+
+
+def _split(labels: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in labels.split(";") if label.strip())
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels by image name, and what is wrong with the file.
+
+    Attributes:
+        of: Class names of each image whose row is good.
+        faults: One line for each image whose row is not; `labels` raises it.
+        problems: Every line, in the order of the file.
+    """
+
+    of: dict[str, tuple[str, ...]]
+    faults: dict[str, str]
+    problems: list[str]
+
+
+def match_rows(
+    rows: Sequence[Row], files: Mapping[str, str], classes: Sequence[str], folder: Path
+) -> Labels:
+    """Match the rows of a label file with image files and classes.
+
+    Args:
+        rows: The rows.
+        files: File name of each image name.
+        classes: Known class names.
+        folder: Folder of the images, for messages.
+    """
+    name_of = {file: name for name, file in files.items()}
+    known = set(classes)
+    found: dict[str, Row] = {}
+    of: dict[str, tuple[str, ...]] = {}
+    faults: dict[str, str] = {}
+    problems: list[str] = []
+
+    def wrong(name: str | None, line: str) -> None:
+        problems.append(line)
+        if name is not None:
+            faults.setdefault(name, line)
+
+    for row in rows:
+        name = name_of.get(row.key, row.key if row.key in files else None)
+        if row.fault:
+            wrong(name, f"{row.place}: {row.fault}")
+            continue
+        if name is None:
+            wrong(None, f"{row.place}: there is no image '{row.key}' in {folder}")
+            continue
+        if name in found:
+            wrong(name, f"{row.place}: '{row.key}' has labels already ({found[name].place})")
+            continue
+        found[name] = row
+        unknown = [label for label in dict.fromkeys(row.labels) if label not in known]
+        if unknown:
+            wrong(name, f"{row.place}: {_unknown(unknown, classes)}")
+        elif not row.labels:
+            wrong(name, f"{row.place}: '{row.key}' has no label")
+        else:
+            of[name] = row.labels
+    return Labels({n: labels for n, labels in of.items() if n not in faults}, faults, problems)
+
+
+def _unknown(labels: Sequence[str], classes: Sequence[str]) -> str:
+    named = ", ".join(f"'{label}'" for label in labels)
+    lower = {name.lower(): name for name in classes}
+    close = get_close_matches(labels[0].lower(), list(lower), n=1)
+    hint = f" (is '{lower[close[0]]}' meant?)" if close else ""
+    return f"unknown class{'es' if len(labels) > 1 else ''} {named}{hint}"
