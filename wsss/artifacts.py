@@ -177,12 +177,22 @@ class StageFolder:
         """Hash of settings and inputs."""
         return digest({"settings": self.settings, "inputs": self.inputs})
 
-    def open(self, overwrite: bool = False) -> StageFolder:
+    def open(self, overwrite: bool = False, main: bool = True) -> StageFolder:
         """Look what is there and make the folder ready.
+
+        Args:
+            overwrite: throw away what is there and begin anew.
+            main: whether this process may change the folder; of several only one may, the others
+                just look whether the work is done.
 
         Raises:
             WsssError: the folder holds results of other settings and `overwrite` is false.
         """
+        if not main:
+            path = self.path / MANIFEST
+            done = path.is_file() and read_json(path).get("hash") == self.hash
+            self.finished = done and not overwrite
+            return self
         now = {"settings": self.settings, "inputs": self.inputs}
         for name in (MANIFEST, STARTED):
             path = self.path / name

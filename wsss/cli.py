@@ -117,7 +117,7 @@ def _job(cfg: object, debug: bool) -> float | None:
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
-    from wsss.experiment import say
+    from wsss.experiment import say, wait_for_all
     from wsss.logs import finish_wandb
     from wsss.stages import get_stage
 
@@ -135,6 +135,7 @@ def _job(cfg: object, debug: bool) -> float | None:
             if len(work) > 1:
                 say(f"[{number + 1}/{len(work)}] {stages[number]}")
             result = stage(cfg)
+            wait_for_all()  # the next stage reads what the main process has just written
         code = 0
         return result.get("miou") if isinstance(result, dict) else None
     except Exception as error:

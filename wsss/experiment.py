@@ -187,15 +187,26 @@ def find_checkpoint(cfg: DictConfig, wanted_by: str) -> tuple[Path, str]:
     return folder / CHECKPOINT, require(folder, "train", wanted_by)["hash"]
 
 
-def announce(folder: StageFolder) -> bool:
-    """Say that a stage is finished already, or goes on; True when there is nothing to do."""
+def begin(cfg: DictConfig, folder: StageFolder) -> bool:
+    """Open a stage's folder and say what is there; False when there is nothing left to do.
+
+    Raises:
+        WsssError: the folder holds results of other settings and `overwrite` is false.
+    """
+    folder.open(overwrite=cfg.overwrite, main=is_main_process())
     if folder.finished:
         say(
             f"{folder.stage}: finished before in {relative(folder.path)} (overwrite=true redoes it)"
         )
     elif folder.resumed:
         say(f"{folder.stage}: goes on in {relative(folder.path)}")
-    return folder.finished
+    return not folder.finished
+
+
+def wait_for_all() -> None:
+    """Let the processes of a distributed run meet; nothing in a single one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def is_main_process() -> bool:

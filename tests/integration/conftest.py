@@ -14,6 +14,7 @@ from wsss.data.scenes import generate
 ROOT = Path(__file__).resolve().parents[2]
 CONF = Path(__file__).resolve().parent / "conf"
 
+
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory) -> Path:
     """Twelve generated scenes of 64 × 64 pixels."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import timm
-from timm.models import FeatureInfo
 from torch import Tensor
 
 from wsss.backbones.base import Backbone, downloading, load_weights, read_state_dict, rgb
@@ -50,7 +49,7 @@ class Timm(Backbone):
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise WsssError(f"backbone.name={name}: timm has no network of this name{hint}")
         try:
-            network = timm.create_model(name, features_only=True, output_stride=output_stride)
+            network: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
         except Exception as error:
             raise WsssError(
                 f"backbone.name={name}: timm gives no features at output stride {output_stride} "

@@ -76,7 +76,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     if not ex.is_main_process():
         return {}
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return folder.manifest
     require_pydensecrf()
     start = time.monotonic()

@@ -106,7 +106,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     )
     if not ex.is_main_process():
         return {}
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return folder.manifest
     start = time.monotonic()
     image_set = ex.build_image_set(cfg)

@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> None:
     folder = StageFolder(
         ex.stage_folder(cfg, "export_cam"), "export_cam", settings, {"make_cam": source.hash}
     )
-    if not ex.is_main_process() or ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.is_main_process() or not ex.begin(cfg, folder):
         return
     start = time.monotonic()
     names = ex.build_image_set(cfg).names(cfg.data.infer_split)

@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
     checkpoint, source = ex.find_checkpoint(cfg, "figures")
     settings = {"figures": ex.plain(cfg.figures), "test": ex.plain(cfg.method).get("test", {})}
     folder = StageFolder(ex.stage_folder(cfg, "figures"), "figures", settings, {"train": source})
-    if not ex.is_main_process() or ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.is_main_process() or not ex.begin(cfg, folder):
         return
     image_set = ex.build_image_set(cfg)
     split = cfg.data.eval_split

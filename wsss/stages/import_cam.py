@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> None:
         "infer_split": cfg.data.infer_split,
     }
     folder = StageFolder(ex.stage_folder(cfg, "make_cam"), "make_cam", settings)
-    if not ex.is_main_process() or ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.is_main_process() or not ex.begin(cfg, folder):
         return
     start = time.monotonic()
     image_set = ex.build_image_set(cfg)

@@ -88,7 +88,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         chain.settings_of(cfg, source, "walk"),
         inputs,
     )
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return folder.manifest
     start = time.monotonic()
     image_set = ex.build_image_set(cfg)

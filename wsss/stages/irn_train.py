@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.refine.irn.features == "method":
         inputs["train"] = ex.find_checkpoint(cfg, "irn_train")[1]
     folder = StageFolder(ex.stage_folder(cfg, "irn_train"), "irn_train", irn_settings(cfg), inputs)
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return
     start = time.monotonic()
     options = ex.plain(cfg.refine.irn)

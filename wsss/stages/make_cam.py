@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> None:
     folder = StageFolder(
         ex.stage_folder(cfg, "make_cam"), "make_cam", map_settings(cfg), {"train": source}
     )
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return
     start = time.monotonic()
     image_set = ex.build_image_set(cfg)
@@ -124,7 +124,7 @@ def run(cfg: DictConfig) -> None:
         method.before_maps(datamodule)
         maker = _MapMaker(method, maps, cfg.make_cam.stride, cfg.make_cam.dtype)
         trainer.predict(maker, datamodule=datamodule.only(missing), return_predictions=False)
-        trainer.strategy.barrier("make_cam")
+        trainer.strategy.barrier("make_cam")  # all files are there before the manifest says so
     if ex.is_main_process():
         seconds = time.monotonic() - start
         size = sum((maps / f"{name}.npz").stat().st_size for name in names)

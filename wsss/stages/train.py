@@ -17,7 +17,7 @@ from wsss.training import CHECKPOINT
 def run(cfg: DictConfig) -> None:
     """Train, or go on with a killed training; no mask is ever read."""
     folder = StageFolder(ex.stage_folder(cfg, "train"), "train", ex.training_settings(cfg))
-    if ex.announce(folder.open(overwrite=cfg.overwrite)):
+    if not ex.begin(cfg, folder):
         return
     start = time.monotonic()
     image_set = ex.build_image_set(cfg)

@@ -1,0 +1,147 @@
+"""stage=prepare: what it prints and leaves behind, when it is skipped, how it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+from wsss.artifacts import read_json
+from wsss.cli import CONF
+from wsss.errors import WsssError
+from wsss.stages.prepare import run
+
+IMAGES = 40
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Forty images of two classes, three of them with a mask."""
+    root = tmp_path / "own"
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    rows = []
+    for i in range(IMAGES):
+        pixels = np.full((30 + i, 40, 3), i, dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{i:02d}.png")
+        rows.append(f"{i:02d},{'cat;dog' if i < 10 else 'cat'}")
+        if i < 3:
+            mask = np.ones(pixels.shape[:2], dtype=np.uint8)
+            Image.fromarray(mask).save(root / "masks" / f"{i:02d}.png")
+    (root / "classes.txt").write_text("cat\ndog\n")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+def config(root: Path, *overrides: str) -> DictConfig:
+    out = root.parent / "out"
+    settings = ["data=folder", f"data.root={root}", f"paths.outputs={out}", "data.num_workers=0"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*settings, *overrides])
+    cfg.paths.run = str(out / "run")
+    return cfg
+
+
+def results(root: Path) -> Path:
+    return root.parent / "out" / "run" / "prepare"
+
+
+def test_report_for_a_person(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(root, "data.val_split=null"))
+    shown = capsys.readouterr().out.splitlines()
+    assert f"Folder('{root}'): 2 classes" in shown
+    lines = {line.split()[0]: line.split()[1:] for line in shown if line}
+    assert lines["split"][:3] == ["images", "masks", "labels/image"]
+    assert lines["train"] == ["40", "3", "1.25", "40x30", "40x50", "40x69"]
+    assert lines["train_with_masks"] == ["3", "3", "2.00", "40x30", "40x31", "40x32"]
+    assert "labels of an image in train: 30 with 1, 10 with 2" in shown
+    assert "images of a class in train / train_with_masks:" in shown
+    assert "  cat 40 / 3  dog 10 / 3" in shown
+    assert shown[-1].startswith("prepare: nothing is wrong")
+
+    report = read_json(results(root) / "report.json")
+    assert report["problems"] == [] and report["splits"]["train"]["images"] == IMAGES
+    manifest = read_json(results(root) / "manifest.json")
+    assert manifest["stage"] == "prepare" and manifest["images"] == IMAGES + 3
+    with Image.open(results(root) / "contact_sheet.png") as sheet:
+        assert sheet.width > 2 * 140 and sheet.height > 3 * 140  # a row for each masked image
+
+
+def test_it_is_skipped_until_the_data_change(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config(root))
+    capsys.readouterr()
+    run(config(root))
+    assert "prepare: finished before" in capsys.readouterr().out
+    (root / "labels.csv").write_text("\n".join(f"{i:02d},dog" for i in range(IMAGES)))
+    run(config(root))
+    shown = capsys.readouterr().out
+    assert "the data have changed" in shown and "cat 0" in shown
+    assert "warning: split 'train' has no image of: cat" in shown
+    (root / "labels.csv").write_text("00,cow")
+    with pytest.raises(WsssError, match="40 problems"):
+        run(config(root))
+    assert not (results(root) / "manifest.json").exists()
+
+
+def test_all_problems_are_in_the_report_and_twenty_are_told(root: Path) -> None:
+    for i in range(4, 30):
+        (root / "images" / f"{i:02d}.png").write_bytes(b"no image")
+    with pytest.raises(WsssError) as caught:
+        run(config(root))
+    lines = str(caught.value).splitlines()
+    assert "26 problems" in lines[0] and len(lines) == 22 and lines[-1] == "... and 6 more"
+    report = read_json(results(root) / "report.json")
+    assert len(report["problems"]) == 26
+    assert all(f"{i:02d}.png" in line for i, line in enumerate(report["problems"], start=4))
+
+
+def test_one_problem_is_one_line(root: Path) -> None:
+    (root / "images" / "07.png").write_bytes(b"no image")
+    with pytest.raises(WsssError) as caught:
+        run(config(root))
+    assert str(caught.value).count("\n") == 0 and "07.png" in str(caught.value)
+
+
+def test_splits_that_train_nothing_may_be_wanting(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mask in (root / "masks").iterdir():
+        mask.unlink()
+    run(config(root))
+    shown = capsys.readouterr().out
+    assert "warning: split 'train_with_masks' is passed over: " in shown
+    assert "warning: split 'val' is passed over: " in shown
+    with Image.open(results(root) / "contact_sheet.png") as sheet:
+        assert sheet.height > 12 * 140 and sheet.width < 2 * 1.5 * 140  # photographs only
+    with pytest.raises(WsssError, match="no list .*train_a.txt"):
+        run(config(root, "data.train_split=train_a", "overwrite=true"))
+    with pytest.raises(WsssError, match="'train' has 40 images, expected 41"):
+        run(config(root, "+data.expected_counts.train=41", "overwrite=true"))
+    run(config(root, "+data.expected_counts.train=null", "overwrite=true"))
+
+
+def test_held_out_images_are_found(root: Path) -> None:
+    (root / "splits").mkdir()
+    (root / "splits" / "train.txt").write_text("\n".join(f"{i:02d}" for i in range(30)))
+    (root / "splits" / "hold.txt").write_text("\n".join(f"{i:02d}" for i in range(29, 40)))
+    with pytest.raises(WsssError, match="1 images of split 'hold' are in split 'train'"):
+        run(config(root, "data.val_split=hold"))
+
+
+@pytest.mark.parametrize("data", ["scenes", "voc", "coco", "coco_format", "folder"])
+def test_every_data_set_has_what_the_stage_asks_for(data: str, tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"data={data}", f"paths.outputs={tmp_path}"])
+    cfg.paths.run = str(tmp_path / "run")
+    if data == "scenes":
+        cfg.data.image_set.update(n_train=3, n_val=2, size=64)
+        run(cfg)
+    else:
+        with pytest.raises(Exception, match=r"data\.root="):
+            run(cfg)
