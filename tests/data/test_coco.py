@@ -491,6 +491,7 @@ def test_all_faults_of_the_annotations_are_told_at_once(root: Path) -> None:
         ('{"images": [{"id": 1,, }]}', "byte"),
         ('{"images": [{"id": 1} {"id": 2}]}', "a comma is missing in 'images'"),
         ('{"images" [', "a key has no value"),
+        ('{"images": []} {', "something follows the end"),
         ("\x00\xff\x00", "does not begin"),
     ],
 )

@@ -26,8 +26,8 @@ class Folder(ImageSet):
     `images/NAME.jpg` (or png), `classes.txt` (a name a line), `labels.csv` (rows of
     `name,class;class`) or `labels.json` (`{"name": ["class", ...]}`); for evaluation
     `masks/NAME.png`; optionally lists `splits/SPLIT.txt`. Without any list all images are split
-    `train`. `SPLIT_with_masks` is made of the images of a split that have a mask. Nothing is
-    derived: what is read is small.
+    `train`. `SPLIT_with_masks` is made of the images of a split that have a mask, or of all where
+    none has: then there are pictures, but no scores. Nothing is derived: what is read is small.
     """
 
     def __init__(
@@ -92,13 +92,8 @@ class Folder(ImageSet):
             WsssError: If there is no such split, or its list can't be read.
         """
         if split.endswith(WITH_MASKS) and not self._list(split).is_file():
-            names = [n for n in self.names(split.removesuffix(WITH_MASKS)) if self.has_mask(n)]
-            if not names:
-                raise WsssError(
-                    f"split '{split}': no image has a mask in {self.masks}; masks are needed for "
-                    "scores only"
-                )
-            return names
+            names = self.names(split.removesuffix(WITH_MASKS))
+            return [name for name in names if self.has_mask(name)] or names
         lists = self.split_names()
         if not lists and split == "train":
             files, _ = self._image_files()

@@ -62,6 +62,8 @@ def stream_lists(path: Path, keys: Collection[str]) -> Iterator[Element]:
                     text.take("]", "")
                 if text.peek() != "}":
                     text.take(",", "a comma is missing between keys")
+            text.take("}", "")
+            text.end()
     except OSError as error:
         raise WsssError(f"can't read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -119,6 +121,14 @@ class _Text:
         if self.peek() != sign:
             raise ValueError(f"{fault} (byte {self.base + self.at})")
         self.at += 1
+
+    def end(self) -> None:
+        """Check that nothing but white space follows."""
+        while not self.text[self.at :].strip():
+            self.at = len(self.text)
+            if not self.more():
+                return
+        raise ValueError(f"something follows the end (byte {self.base + self.at})")
 
     def value(self) -> Element:
         """Take one value."""
