@@ -96,6 +96,13 @@ def test_other_settings_are_refused_by_name_unless_overwritten(tmp_path, finishe
     assert not (old.path / "result").exists()
 
 
+def test_a_stage_that_failed_before_it_made_anything_blocks_nothing(tmp_path) -> None:
+    (folder(tmp_path).open().path / "cli.log").write_text("error")
+    new = folder(tmp_path, lr=0.2).open()
+    assert not new.finished and not new.resumed
+    assert folder(tmp_path, lr=0.2).open().resumed
+
+
 def test_overwrite_redoes_a_finished_stage_of_equal_settings(tmp_path) -> None:
     folder(tmp_path).open().close()
     assert not folder(tmp_path).open(overwrite=True).finished

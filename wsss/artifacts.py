@@ -205,6 +205,8 @@ class StageFolder:
                 if self.finished or not overwrite:
                     return self
                 break
+            if name == STARTED and not self._results():
+                break  # it failed before anything was made
             if not overwrite:
                 old = {"settings": there.get("settings"), "inputs": there.get("inputs")}
                 raise WsssError(
@@ -219,6 +221,14 @@ class StageFolder:
         self.finished = self.resumed = False
         write_json(self.path / STARTED, {"hash": self.hash, **now})
         return self
+
+    def _results(self) -> list[Path]:
+        """What lies in the folder besides notes of its beginning and logs."""
+        return [
+            path
+            for path in self.path.iterdir()
+            if path.name not in (STARTED, ".hydra") and path.suffix != ".log"
+        ]
 
     def close(self, **facts: Any) -> None:
         """Write the manifest: settings, hash, inputs, versions, revision, and the given facts."""
