@@ -40,7 +40,7 @@ class Backbone(nn.Module):
     stem_stride: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    norm: str = "fixed"
+    batch_statistics: bool = False
 
     def forward_with_stem(self, image: Tensor) -> list[Tensor]:
         """Features of the stem and the four stages for normalized images (B, 3, H, W)."""
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train(mode and self.norm == "batch")
+                module.train(mode and self.batch_statistics)
         return self
 
     def finish(self, norm: str, frozen_stages: int, freeze_depthwise: bool) -> None:
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
                 "backbone.norm=batch trains from nothing: set backbone.frozen_stages=0 as well"
             )
         self.freeze(frozen_stages, depthwise=freeze_depthwise)
-        self.norm = norm
+        self.batch_statistics = norm == "batch"
         self.train(self.training)
 
     def freeze(self, stages: int, depthwise: bool = False) -> None:
