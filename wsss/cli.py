@@ -41,15 +41,17 @@ def choices_of(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def head(path: Path) -> str:
+    """First comment line of a configuration file: what it is."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""
+
+
 def overview() -> str:
     """The text of `--help`."""
     from wsss.stages import stage_names, stage_summary
-
-    def head(path: Path) -> str:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("#") and "@package" not in line:
-                return line.lstrip("# ").strip()
-        return ""
 
     lines = [
         "wsss: weakly supervised semantic segmentation from image labels",
