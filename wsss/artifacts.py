@@ -132,17 +132,18 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, its keys joined by dots; `prefix` goes before them."""
     if not isinstance(content, Mapping):
         return {prefix: content}
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
 
 
 def _difference(old: Any, new: Any) -> str:
-    a, b = _flatten(old), _flatten(new)
+    a, b = flatten(old), flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
     shown = ", ".join(f"{k} was {a.get(k)}, now {b.get(k)}" for k in keys[:3])
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

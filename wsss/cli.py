@@ -137,6 +137,7 @@ def _job(cfg: object, debug: bool) -> float | None:
             if len(work) > 1:
                 say(f"[{number + 1}/{len(work)}] {stages[number]}")
             result = stage(cfg)
+            finish_wandb(0)  # the next stage has a run of its own
             wait_for_all()  # the next stage reads what the main process has just written
         code = 0
         return result.get("miou") if isinstance(result, dict) else None

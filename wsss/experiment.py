@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from wsss.artifacts import StageFolder, require
 from wsss.backbones.base import Backbone
 from wsss.compute import choose_memory_format, choose_precision
+from wsss.dashboard import hyperparameters
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import WSSSDataModule
 from wsss.errors import WsssError
@@ -109,11 +110,15 @@ def build_callbacks(cfg: DictConfig, folder: Path) -> list[Callback]:
 
 
 def build_loggers(cfg: DictConfig, folder: Path, stage: str) -> list[Logger]:
-    """The configured loggers of one stage."""
-    return [
+    """The configured loggers of one stage, told all settings."""
+    loggers = [
         hydra.utils.instantiate(entry, folder=folder, run_name=cfg.run_name, stage=stage)
         for entry in _entries(cfg.logger)
     ]
+    settings = hyperparameters(cfg) if loggers else {}
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+    return loggers
 
 
 def build_trainer(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from wsss.artifacts import atomic
+from wsss.experiment import is_main_process
+
 METRICS = "metrics.csv"
+WANDB_ID = "run_id.txt"
 
 
 def csv_logger(folder: Path, run_name: str, stage: str) -> Logger:
@@ -31,7 +36,20 @@ def wandb_logger(
     offline: bool = False,
     tags: Sequence[str] = (),
 ) -> Logger:
-    """One Weights & Biases run for this stage; runs of one name form a group."""
+    """One Weights & Biases run for this stage; runs of one name form a group.
+
+    A stage that is resumed goes on in its run, and one begun anew (`overwrite=true`) has a new
+    one: the run's id lies in the stage's folder.
+
+    Args:
+        folder: the stage's folder.
+        run_name: name of the group.
+        stage: type of the job.
+        project: W&B's project.
+        entity: user or team; null is the account's default.
+        offline: write to `folder/wandb` only; `wandb sync` uploads it later.
+        tags: the run's tags.
+    """
     return WandbLogger(
         project=project,
         entity=entity,
@@ -41,7 +59,21 @@ def wandb_logger(
         name=f"{folder.parent.name}/{stage}",
         group=run_name,
         job_type=stage,
+        id=wandb_id(folder),
+        resume="allow",
     )
+
+
+def wandb_id(folder: Path) -> str | None:
+    """Id of the W&B run of a stage's folder: drawn once, then kept in `wandb/run_id.txt`.
+
+    It is not a hash of the folder's path, since two machines may use one path in one project.
+    """
+    path = folder / "wandb" / WANDB_ID
+    if not path.is_file() and is_main_process():
+        with atomic(path) as temporary:
+            temporary.write_text(f"{secrets.token_hex(6)}\n")
+    return path.read_text().strip() if path.is_file() else None
 
 
 def finish_wandb(exit_code: int) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 
 from wsss import experiment as ex
 from wsss.artifacts import ClassMaps, read_class_maps, require
+from wsss.dashboard import show_pictures
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
 from wsss.data.pool import parallel
@@ -153,8 +155,9 @@ def draw(
     count: int,
     columns: dict[str, Drawing],
     path: Path,
+    loggers: Sequence[Logger] = (),
 ) -> Path | None:
-    """A contact sheet of some of the images, spread over `names`.
+    """A contact sheet of some of the images, spread over `names`; its rows go to W&B, too.
 
     Args:
         image_set: Gives the photographs.
@@ -162,6 +165,7 @@ def draw(
         count: How many rows; 0 draws nothing.
         columns: For each heading what draws it from the name and the photograph.
         path: PNG to write.
+        loggers: The stage's loggers.
     """
     if not count or not names:
         return None
@@ -171,7 +175,13 @@ def draw(
     for name in chosen:
         picture = load_image(image_set.image_path(name))
         rows.append([picture, *(column(name, picture) for column in columns.values())])
-    return contact_sheet(rows, ["photograph", *columns], chosen, path)
+    captions = [
+        f"{name}: {', '.join(image_set.classes[n] for n in np.flatnonzero(label))}"
+        for name, label in zip(chosen, image_set.labels(chosen), strict=True)
+    ]
+    headings = ["photograph", *columns]
+    show_pictures(loggers, rows, headings, captions)
+    return contact_sheet(rows, headings, captions, path)
 
 
 def truth_column(image_set: ImageSet) -> Drawing:

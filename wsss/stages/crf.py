@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, write_json
+from wsss.dashboard import show_scores
 from wsss.data.base import ImageSet
 from wsss.data.masks import read_mask, write_mask
 from wsss.data.pool import parallel
@@ -118,9 +119,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     columns: dict[str, chain.Drawing] = {f"{source.kind} seed": seed, "+ CRF": refined_picture}
     if scored:
         columns["truth"] = chain.truth_column(image_set)
-    chain.draw(
-        image_set, scored or names, cfg.refine.pictures, columns, folder.path / "contact_sheet.png"
-    )
+    loggers = ex.build_loggers(cfg, folder.path, "crf")
+    if scored:
+        rows = {row: result[row] for row in ("seed", "crf")}
+        show_scores(loggers, folder.path, rows, "crf")
+    sheet = folder.path / "contact_sheet.png"
+    chain.draw(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
     folder.close(**facts, seconds=time.monotonic() - start)
     score = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, " if scored else ""
     ex.say(

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, read_class_maps, require, write_json
+from wsss.dashboard import show_pictures, show_scores
 from wsss.data.base import ImageSet
 from wsss.data.pool import parallel
 from wsss.data.transforms import load_image
@@ -55,22 +56,28 @@ def score_kind(task: SeedTask, names: list[str], workers: int) -> dict[str, Any]
     }
 
 
-def draw_sheet(
-    cfg: DictConfig, image_set: ImageSet, names: list[str], kinds: dict[str, bool], path: Path
-) -> Path:
-    """Photograph, each kind's map and prediction, truth, for images spread over the split."""
+def draw_pictures(
+    cfg: DictConfig, image_set: ImageSet, names: list[str], kinds: dict[str, bool], maps: Path
+) -> tuple[list[list[np.ndarray]], list[str], list[str]]:
+    """Photograph, each kind's map and prediction, truth, for images spread over the split.
+
+    Returns:
+        Rows of pictures, the headings of their columns, and a caption for each row with the
+        image's name and labels.
+    """
     chosen = np.linspace(0, len(names) - 1, min(cfg.eval_cam.pictures, len(names)))
     rows, captions = [], []
     for name in (names[round(i)] for i in chosen):
         picture = load_image(image_set.image_path(name))
-        stored = read_class_maps(path.parent.parent / "make_cam" / MAPS / f"{name}.npz")
+        stored = read_class_maps(maps / f"{name}.npz")
         row = [picture]
         for kind, own in kinds.items():
-            maps = enlarge(stored.maps[kind], stored.size)
+            values = enlarge(stored.maps[kind], stored.size)
             label, _, _ = seed_labels(
-                maps, stored.classes, None if own else cfg.eval_cam.background
+                values, stored.classes, None if own else cfg.eval_cam.background
             )
-            row += [map_overlay(picture, maps[1:] if own else maps), label_overlay(picture, label)]
+            shown = map_overlay(picture, values[1:] if own else values)
+            row += [shown, label_overlay(picture, label)]
         truth = image_set.mask(name)
         assert truth is not None  # checked for the whole split
         row.append(label_overlay(picture, np.where(truth == 255, 0, truth)))
@@ -79,7 +86,7 @@ def draw_sheet(
     headings = ["photograph"]
     for kind in kinds:
         headings += [kind, f"{kind} seed"]
-    return contact_sheet(rows, [*headings, "truth"], captions, path)
+    return rows, [*headings, "truth"], captions
 
 
 def seed_table(kinds: dict[str, Any], main: str) -> str:
@@ -132,16 +139,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "tuned_on_masks": ["miou_best_threshold", "best_threshold"],
     }
     write_json(folder.path / "metrics.json", result)
-    sheet = draw_sheet(cfg, image_set, names, made["kinds"], folder.path / "contact_sheet.png")
-    for logger in ex.build_loggers(cfg, folder.path, "eval_cam"):
-        logger.log_metrics(
-            {
-                f"eval/{kind}_{key}": kinds[kind][key]
-                for kind in kinds
-                for key in ("miou", "miou_best_threshold", "false_positive", "false_negative")
-            }
-        )
-        logger.save()
+    pictures = draw_pictures(cfg, image_set, names, made["kinds"], maps)
+    sheet = contact_sheet(*pictures, folder.path / "contact_sheet.png")
+    loggers = ex.build_loggers(cfg, folder.path, "eval_cam")
+    show_scores(loggers, folder.path, kinds, main)
+    show_pictures(loggers, *pictures)
     folder.close(miou=result["miou"], images=len(names), seconds=time.monotonic() - start)
     ex.say(seed_table(kinds, main))
     ex.say(

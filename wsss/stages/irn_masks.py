@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, atomic, require, write_json
+from wsss.dashboard import show_scores
 from wsss.data.masks import read_mask, write_mask
 from wsss.progress import duration, track
 from wsss.refine import chain
@@ -26,6 +27,7 @@ from wsss.stages.irn_train import WEIGHTS, load_irn
 from wsss.visualize import heat, label_overlay
 
 EDGES = "edges"
+ROWS = ("seed", "crf", "irn_masks")  # of the scores, in this order
 
 
 class _MaskMaker(pl.LightningModule):
@@ -120,8 +122,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         result = _score(cfg, image_set, source, masks, scored)
         write_json(folder.path / "metrics.json", result)
         facts["miou"] = result["irn_masks"]["miou"]
-        rows = [(row, result[row]["miou"]) for row in ("seed", "crf", "irn_masks") if row in result]
-        table = "mIoU " + ", ".join(f"{row} {value:.2f}" for row, value in rows) + "; "
+        shown = ", ".join(f"{row} {result[row]['miou']:.2f}" for row in ROWS if row in result)
+        table = f"mIoU {shown}; "
 
     def edges(name: str, picture: np.ndarray) -> np.ndarray:
         with Image.open(folder.path / EDGES / f"{name}.png") as file:
@@ -135,9 +137,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     columns: dict[str, chain.Drawing] = {"edges": edges, "pseudo mask": mask_picture}
     if scored:
         columns["truth"] = chain.truth_column(image_set)
-    chain.draw(
-        image_set, scored or names, cfg.refine.pictures, columns, folder.path / "contact_sheet.png"
-    )
+    loggers = ex.build_loggers(cfg, folder.path, "irn_masks")
+    if scored:
+        rows = {row: result[row] for row in ROWS if row in result}
+        show_scores(loggers, folder.path, rows, "irn_masks")
+    sheet = folder.path / "contact_sheet.png"
+    chain.draw(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
     folder.close(**facts, seconds=time.monotonic() - start)
     ex.say(
         f"irn_masks: {table}{len(names)} images in {duration(time.monotonic() - start)} "

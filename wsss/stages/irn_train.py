@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, atomic, require
 from wsss.backbones.base import Backbone
+from wsss.charts import draw_training
 from wsss.compute import choose_memory_format
 from wsss.errors import WsssError
 from wsss.logs import METRICS, join_metrics, read_metrics
@@ -131,8 +132,6 @@ def run(cfg: DictConfig) -> None:
         max_epochs=options["max_epochs"],
         gradient_clip_val=options["gradient_clip_val"],
     )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(folder.settings)
     if resume:
         resumed_at = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         ex.say(f"irn_train: resumes at step {resumed_at}")
@@ -141,6 +140,7 @@ def run(cfg: DictConfig) -> None:
         return
     if resume:
         join_metrics(earlier, folder.path / METRICS, resumed_at)
+    draw_training(read_metrics(folder.path / METRICS), folder.path)
     facts: dict[str, Any] = {}
     if options["displacement"] and options["mean_displacement"]:
         whole = WholeImages(image_set, names, backbone.mean, backbone.std, options["crop_size"])

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder
+from wsss.charts import draw_training
 from wsss.logs import METRICS, join_metrics, read_metrics
 from wsss.progress import duration
 from wsss.training import CHECKPOINT
@@ -34,8 +35,6 @@ def run(cfg: DictConfig) -> None:
         ex.build_callbacks(cfg, folder.path),
         ex.build_loggers(cfg, folder.path, "train"),
     )
-    for logger in trainer.loggers:
-        logger.log_hyperparams(folder.settings)
     if resume:
         resumed_at = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         ex.say(f"train: resumes at step {resumed_at}")
@@ -44,7 +43,9 @@ def run(cfg: DictConfig) -> None:
         if resume:
             join_metrics(earlier, folder.path / METRICS, resumed_at)
         if (folder.path / METRICS).is_file():
-            for path in method.training_figures(folder.path / METRICS, folder.path):
+            figures = draw_training(read_metrics(folder.path / METRICS), folder.path)
+            figures += method.training_figures(folder.path / METRICS, folder.path)
+            for path in figures:
                 ex.say(f"train: {ex.relative(path)}")
         loss = float(trainer.callback_metrics.get("train/loss", torch.nan))
         seconds = time.monotonic() - start

@@ -1,0 +1,155 @@
+"""Figures of a stage's numbers as PNG files: losses, rates, curves, classes, confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from wsss.artifacts import atomic
+
+NAMED_CELLS = 30  # confusion matrices up to this many labels have their names on both axes
+
+
+def series(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, tuple[list, list]]:
+    """Columns of a training's `metrics.csv` as points.
+
+    Args:
+        rows: the file's rows, see `wsss.logs.read_metrics`.
+        prefix: what the wanted columns' names begin with.
+
+    Returns:
+        For each column its steps and values, where it has any.
+    """
+    found: dict[str, tuple[list, list]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(prefix) and value and row.get("step"):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(int(row["step"]))
+                values.append(float(value))
+    return found
+
+
+def draw_training(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
+    """Write `losses.png` and `rates.png`, each where the log has what it shows.
+
+    Args:
+        rows: rows of a training's `metrics.csv`.
+        folder: an existing folder.
+
+    Returns:
+        The files.
+    """
+    files = []
+    for name, prefix, title in (
+        ("losses.png", "train/loss", "loss"),
+        ("rates.png", "lr", "learning rate"),
+    ):
+        lines = series(rows, prefix)
+        if not lines:
+            continue
+        figure = _figure(7, 3.6)
+        axis = figure.subplots()
+        for column, (steps, values) in sorted(lines.items()):
+            # A short training has few points, which a line alone may not show.
+            axis.plot(steps, values, "." * (len(steps) < 20) + "-", label=column)
+        axis.set_yscale("log" if all(min(v) > 0 for _, v in lines.values()) else "linear")
+        axis.set(xlabel="step", title=title)
+        axis.legend()
+        files.append(_save(figure, folder / name))
+    return files
+
+
+def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Write the mIoU (%) at every constant background threshold, one line for each kind of map.
+
+    Args:
+        rows: for each kind of map its scores, with `curve` and `best_threshold`.
+        path: PNG to write.
+
+    Returns:
+        `path`.
+    """
+    figure = _figure(7, 4)
+    axis = figure.subplots()
+    for kind, scores in rows.items():
+        curve = scores["curve"]
+        (line,) = axis.plot(curve["threshold"], curve["miou"], label=kind)
+        best, at = scores["miou_best_threshold"], scores["best_threshold"]
+        axis.plot([at], [best], "o", color=line.get_color())
+        axis.annotate(
+            f"{best:.2f} at {at:.2f}", (at, best), (0, 5), textcoords="offset points", ha="center"
+        )
+    axis.margins(y=0.12)
+    axis.set(xlabel="background threshold (chosen on these masks)", ylabel="mIoU (%)")
+    axis.legend()
+    return _save(figure, path)
+
+
+def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Write every class's IoU (%), one bar for each row of scores.
+
+    Args:
+        rows: for each row its scores: `iou` by class name (None where a class does not occur) and
+            `miou`.
+        path: PNG to write.
+
+    Returns:
+        `path`.
+    """
+    names = list(next(iter(rows.values()))["iou"])
+    figure = _figure(7, 1.2 + 0.1 * len(names) * (len(rows) + 1))
+    axis = figure.subplots()
+    height = 0.8 / len(rows)
+    for number, (row, scores) in enumerate(rows.items()):
+        places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
+        values = [scores["iou"][name] or 0.0 for name in names]
+        axis.barh(places, values, height, label=f"{row}: mean {scores['miou']:.2f}")
+    axis.set_yticks(range(len(names)), names, fontsize="small")
+    axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
+    axis.legend()
+    return _save(figure, path)
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, title: str) -> Path:
+    """Write a confusion matrix, each row as shares (%) of that true label's pixels.
+
+    Args:
+        matrix: int64 (L, L), rows true, columns predicted.
+        names: the L labels, background included.
+        path: PNG to write.
+        title: what was scored.
+
+    Returns:
+        `path`.
+    """
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.28 * min(len(names), NAMED_CELLS)
+    figure = _figure(side + 0.8, side)
+    axis: Axes = figure.subplots()
+    picture = axis.imshow(shares, vmin=0, vmax=100, cmap="viridis")
+    if len(names) <= NAMED_CELLS:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
+        axis.set_yticks(range(len(names)), names, fontsize="small")
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(picture, label="% of the true pixels", shrink=0.8)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure without pyplot's global state; size in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    return path
