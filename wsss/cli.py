@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 from wsss.errors import WsssError
 
@@ -26,11 +27,16 @@ def settings_path(overrides: str) -> str:
     return name if len(name) <= MAX_SETTINGS else f"{name[: MAX_SETTINGS - 17]}~{digest(name)}"
 
 
-def run_name() -> str:
-    """Default name of a run: its experiment, else method and data set."""
+def run_name(*, _root_: Any) -> str:
+    """Default name of a run: its experiment, else method and data set.
+
+    OmegaConf hands over the whole configuration as `_root_`. Hydra's part is in it when a sweeper
+    asks, before there is any job.
+    """
     from hydra.core.hydra_config import HydraConfig
 
-    choices = HydraConfig.get().runtime.choices
+    hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    choices = hydra.runtime.choices
     if choices.get("experiment"):
         return str(choices["experiment"])
     return f"{choices.get('method')}_{choices.get('data')}"
@@ -47,6 +53,18 @@ def head(path: Path) -> str:
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()
     return ""
+
+
+def quote_equals(override: str) -> str:
+    """An override whose value holds `=`, as paths of our own runs do, with that value quoted.
+
+    Hydra's grammar wants the quotes; who writes `checkpoint=outputs/x/seed=0/train/last.ckpt`
+    should not have to know. What is quoted, a list, a mapping or a sweep's function is left alone.
+    """
+    key, equals, value = override.partition("=")
+    if "=" not in value or re.search(r"[\[\]{}()'\"]", value):
+        return override
+    return key + equals + ",".join(f"'{v}'" if "=" in v else v for v in value.split(","))
 
 
 def overview() -> str:
@@ -105,7 +123,8 @@ def fail(line: str) -> None:
 
 def _quiet() -> None:
     """Lightning's tips and notices that tell a user nothing about this program."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+    lightning = ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero")
+    for name in (*lightning, "alembic"):  # the latter comes with Optuna
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning.*|lightning_fabric.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
@@ -163,7 +182,8 @@ def main() -> None:
         return
     # `run.py experiment=x -m stage=a,b`: argparse wants its flags before the overrides.
     flags = [a for a in arguments if a in ("-m", "--multirun")]
-    sys.argv[1:] = arguments = flags + [a for a in arguments if a not in flags]
+    arguments = [quote_equals(a) for a in arguments if a not in flags]
+    sys.argv[1:] = arguments = flags + arguments
     debug = any(argument.startswith("debug=") for argument in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     if not debug:
