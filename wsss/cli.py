@@ -89,6 +89,7 @@ def overview() -> str:
         "trainer": "trainers",
         "logger": "loggers",
         "experiment": "experiments",
+        "sweep": "searches",
         "debug": "debugging",
     }
     for group, title in titles.items():
@@ -106,9 +107,11 @@ def one_line(error: BaseException) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     text = str(error).replace("\n", " ").strip()
-    missing = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()
+        if group.startswith("hydra/"):
+            return f"{group}={name}: not installed; Hydra's plugins: pip install -e '.[sweep]'"
         return f"{group}={name}: no such choice; there are {', '.join(choices_of(group))}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
@@ -143,6 +146,8 @@ def _job(cfg: object, debug: bool) -> float | None:
     from wsss.stages import get_stage
 
     assert isinstance(cfg, DictConfig)
+    if not debug:
+        _quiet()  # once more: the processes of a parallel launcher begin here
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_dict(cfg):
         cfg.paths.run = str(folder.parent)
