@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from wsss.cli import main
 from wsss.data.folder import Folder
 from wsss.data.prepare import prepare
 from wsss.data.transforms import load_image
@@ -358,6 +360,33 @@ def test_bad_input_is_one_line_that_names_it(root: Path, case: str) -> None:
     problems = problems_of(root)
     assert len(problems) == 1, problems
     assert all(part in problems[0] for part in parts), problems[0]
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_user_sees_one_line_and_exit_code_1(
+    root: Path,
+    tmp_path: Path,
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same through the command line, in this process."""
+    spoil, parts = BAD[case]
+    spoil(root)
+    command = f"data=folder stage=prepare hydra/job_logging=none paths.outputs={tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", ["run.py", *command.split(), f"data.root={root}"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    GlobalHydra.instance().clear()
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("error: ") == 1
+    lines = [line for line in (shown.out + shown.err).splitlines() if "warning" not in line]
+    lines = [line for line in lines if all(part in line for part in parts)]
+    assert len(lines) == 1, shown
+    assert "Traceback" not in shown.out + shown.err
 
 
 def test_json_rows_are_named(root: Path) -> None:
