@@ -1,9 +1,13 @@
-"""Fixtures shared by all tests: the optional real data, and a fixed number of threads."""
+"""Fixtures shared by all tests: the optional real data, W&B's files, a fixed number of threads."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,3 +40,75 @@ def voc2007_mini() -> Path:
 def lite0_weights() -> Path:
     """The file of ImageNet weights of tf_efficientnet_lite0; skips where it is absent."""
     return _shared("weights/tf_efficientnet_lite0.safetensors")
+
+
+@dataclass
+class WandbFile:
+    """What one W&B process wrote to its `run-ID.wandb`."""
+
+    folder: Path
+    run: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int | None = None
+
+    def logged(self, key: str) -> list[Any]:
+        """All values of a key, in order."""
+        return [row[key] for row in self.history if key in row]
+
+    def table(self, key: str) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows of the last table logged under a key."""
+        content = json.loads((self.folder / "files" / self.logged(key)[-1]["path"]).read_text())
+        return content["columns"], content["data"]
+
+
+def _wandb_records(path: Path) -> Iterator[bytes]:
+    """Records of a W&B file: LevelDB's log format after 7 bytes, blocks of 32 KiB."""
+    content, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length = int.from_bytes(content[position + 4 : position + 6], "little")
+        kind = content[position + 6]
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield parts
+            parts = b""
+
+
+def _read_wandb(folder: Path) -> list[WandbFile]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for path in sorted(folder.rglob("run-*.wandb"), key=lambda p: p.parent.name):
+        one = WandbFile(path.parent)
+        for content in _wandb_records(path):
+            record = Record.FromString(content)
+            kind = record.WhichOneof("record_type")
+            config = record.config
+            if kind == "run":
+                one.run, config = record.run, record.run.config
+            elif kind == "history":
+                one.history.append({})
+                for item in record.history.item:
+                    *outer, last = item.nested_key or [item.key]
+                    place = one.history[-1]
+                    for name in outer:
+                        place = place.setdefault(name, {})
+                    place[last] = json.loads(item.value_json)
+            elif kind == "exit":
+                one.exit_code = record.exit.exit_code
+            for item in config.update:
+                one.config[".".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        found.append(one)
+    return found
+
+
+@pytest.fixture
+def read_wandb(monkeypatch) -> Callable[[Path], list[WandbFile]]:
+    """Reads the W&B files below a folder, oldest first; W&B stays off the network meanwhile."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    return _read_wandb

@@ -1,0 +1,87 @@
+"""What figures show, read off Matplotlib's own objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from wsss import charts
+from wsss.charts import (
+    draw_class_bars,
+    draw_confusion,
+    draw_threshold_curves,
+    draw_training,
+    series,
+)
+
+LOG = [
+    {"step": "0", "train/loss": "2.0", "train/loss_cls": "1.5", "lr/head": ""},
+    {"step": "0", "train/loss": "", "train/loss_cls": "", "lr/head": "0.1"},
+    {"step": "4", "train/loss": "1.0", "train/loss_cls": "0.75", "lr/head": "0.05"},
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that were made."""
+    made: list[Figure] = []
+    original = charts._figure
+
+    def keep(width: float, height: float) -> Figure:
+        made.append(original(width, height))
+        return made[-1]
+
+    monkeypatch.setattr(charts, "_figure", keep)
+    return made
+
+
+def test_a_series_leaves_out_what_a_row_does_not_say() -> None:
+    assert series(LOG, "lr") == {"lr/head": ([0, 4], [0.1, 0.05])}
+    assert series(LOG, "bank") == {}
+
+
+def test_training_figures_are_losses_and_rates(tmp_path: Path, drawn: list[Figure]) -> None:
+    files = draw_training(LOG, tmp_path)
+    assert [file.name for file in files] == ["losses.png", "rates.png"]
+    losses, rates = (figure.axes[0] for figure in drawn)
+    shown = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
+    assert shown == {"train/loss": [[0, 2], [4, 1]], "train/loss_cls": [[0, 1.5], [4, 0.75]]}
+    assert rates.lines[0].get_xydata().tolist() == [[0, 0.1], [4, 0.05]]
+    assert draw_training([], tmp_path) == []
+
+
+def test_a_threshold_curve_marks_its_best_point(tmp_path: Path, drawn: list[Figure]) -> None:
+    curve = {"threshold": [0.1, 0.2, 0.3], "miou": [1.0, 3.0, 2.0]}
+    row = {"curve": curve, "miou_best_threshold": 3.0, "best_threshold": 0.2}
+    draw_threshold_curves({"cam": row}, tmp_path / "a.png")
+    line, mark = drawn[0].axes[0].lines
+    assert line.get_xydata().tolist() == [[0.1, 1], [0.2, 3], [0.3, 2]]
+    assert mark.get_xydata().tolist() == [[0.2, 3]]
+
+
+def test_bars_are_every_class_of_every_row(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = {
+        "seed": {"iou": {"background": 80.0, "cat": 20.0, "dog": None}, "miou": 50.0},
+        "crf": {"iou": {"background": 85.0, "cat": 30.0, "dog": None}, "miou": 57.5},
+    }
+    draw_class_bars(rows, tmp_path / "a.png")
+    axis = drawn[0].axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [80, 20, 0, 85, 30, 0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["background", "cat", "dog"]
+    tops = [bar.get_y() for bar in axis.patches]
+    assert tops[0] < tops[3] < tops[1] < tops[4] < tops[2] < tops[5]
+
+
+@pytest.mark.parametrize("labels", [3, 81])
+def test_a_confusion_matrix_is_shown_as_shares_of_the_truth(
+    tmp_path: Path, drawn: list[Figure], labels: int
+) -> None:
+    matrix = np.random.default_rng(0).integers(0, 9, (labels, labels))
+    matrix[1] = 0  # a class that does not occur
+    draw_confusion(matrix, [str(n) for n in range(labels)], tmp_path / "a.png", "cam")
+    shown = np.asarray(drawn[0].axes[0].images[0].get_array())
+    assert (shown[1] == 0).all()
+    assert shown[2] == pytest.approx(100 * matrix[2] / matrix[2].sum())
