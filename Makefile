@@ -24,7 +24,7 @@ demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prin
 	@$(RUN) run.py experiment=demo stage=report 'report.runs=[demo,demo_sipe,demo_cpal]'
 
 test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
-	@$(RUN) -m pytest -q --durations=10 $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -n logical --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ready ## check style and types
 	$(RUN) -m ruff check .
