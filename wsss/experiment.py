@@ -22,6 +22,7 @@ from wsss.dashboard import hyperparameters
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import WSSSDataModule
 from wsss.errors import WsssError
+from wsss.interop_checkpoint import read_checkpoint
 from wsss.methods.base import SeedMethod
 from wsss.training import CHECKPOINT, SeedEpochs
 
@@ -80,18 +81,13 @@ def build_method(cfg: DictConfig, backbone: Backbone, num_classes: int) -> SeedM
 
 
 def load_method(cfg: DictConfig, checkpoint: Path, num_classes: int) -> SeedMethod:
-    """The method with the weights (and buffers) of a checkpoint.
+    """The method with the weights (and buffers) of a checkpoint, ours or SIPE's or IRN's.
 
     Raises:
         WsssError: the file is missing, broken, or of another method, backbone or class count.
     """
+    state = read_checkpoint(checkpoint)
     method = build_method(cfg, build_backbone(cfg, pretrained=False), num_classes)
-    if not checkpoint.is_file():
-        raise WsssError(f"{checkpoint}: no checkpoint; run stage=train first, or give checkpoint=")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise WsssError(f"{checkpoint}: can't be read as a checkpoint ({error})") from error
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
