@@ -1,0 +1,1 @@
+"""The segmentation network that is trained on pseudo masks."""

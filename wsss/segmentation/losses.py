@@ -1,0 +1,90 @@
+"""Losses of logits against pseudo masks; 255 counts nowhere.
+
+A batch in which everything is ignored has loss 0 with a graph, and gradients of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsss.data.masks import VOID
+from wsss.refine.affinity import resize_labels
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+DSRG_FLOOR = 1e-4  # added to DSRG's probabilities, and least count of its pixels
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over all pixels that are not ignored.
+
+    Args:
+        logits: (B, C, h, w).
+        target: (B, h, w) int64, 255 ignored.
+    """
+    total = F.cross_entropy(logits.float(), target, ignore_index=VOID, reduction="sum")
+    return total / (target != VOID).sum().clamp(min=1)
+
+
+def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Half the mean over the batch's background pixels plus half that over its foreground pixels.
+
+    So background, most of every image, does not outweigh the objects. A half without pixels is 0.
+    AdvCAM's ("similar to DSRG") exact form is not published; AMN's code takes both means over the
+    batch, as here.
+
+    Args:
+        logits: (B, C, h, w).
+        target: (B, h, w) int64, 0 background, 255 ignored.
+    """
+    losses = F.cross_entropy(logits.float(), target, ignore_index=VOID, reduction="none")
+    background = target == 0
+    foreground = (target != 0) & (target != VOID)
+    halves = [(losses * part).sum() / part.sum().clamp(min=1) for part in (background, foreground)]
+    return (halves[0] + halves[1]) / 2
+
+
+def dsrg_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """DSRG's balanced loss: for each image background mean plus foreground mean; mean over images.
+
+    Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region Growing"
+    (DSRG), CVPR 2018. Probabilities are softmax + 1e-4, made to sum to 1 again, so that the loss of
+    a pixel stays below 9.3.
+
+    Args:
+        logits: (B, C, h, w).
+        target: (B, h, w) int64, 0 background, 255 ignored.
+    """
+    probabilities = logits.float().softmax(dim=1) + DSRG_FLOOR
+    log = (probabilities / probabilities.sum(dim=1, keepdim=True)).log()
+    losses = F.nll_loss(log, target, ignore_index=VOID, reduction="none")
+    background = target == 0
+    foreground = (target != 0) & (target != VOID)
+    per_image = [
+        (losses * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)).clamp(min=DSRG_FLOOR)
+        for part in (background, foreground)
+    ]
+    return (per_image[0] + per_image[1]).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "balanced": balanced_cross_entropy,
+    "balanced_dsrg": dsrg_cross_entropy,
+}
+
+
+def losses_of(outputs: Sequence[Tensor], target: Tensor, loss: Loss) -> list[Tensor]:
+    """The loss of each output, the labels shrunk to its size by nearest neighbour.
+
+    Args:
+        outputs: Logits (B, C, h, w) each, sizes may differ.
+        target: (B, H, W) int64, 255 ignored.
+        loss: One of `LOSSES`.
+    """
+    return [
+        loss(logits, resize_labels(target, (logits.shape[-2], logits.shape[-1])))
+        for logits in outputs
+    ]
