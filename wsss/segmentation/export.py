@@ -1,0 +1,176 @@
+"""A trained segmentation network as one file that needs nothing of this project."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss.artifacts import atomic
+from wsss.errors import WsssError
+
+FORMATS = {"torch": "segmenter.pt2", "onnx": "segmenter.onnx"}
+SMALLEST = 32  # pixels; height and width of images that the exported program takes
+LARGEST = 4096
+
+
+class ExportedSegmenter(nn.Module):
+    """From a photograph to logits at its size: what is exported.
+
+    Args:
+        network: Has `logits(images)` of normalized images.
+        mean: Mean per RGB channel in [0, 1].
+        std: Standard deviation per RGB channel in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (1, C, H, W) float32 of an RGB image (1, 3, H, W), float32 in 0..1."""
+        logits: Tensor = self.network.logits((image - self.mean) / self.std)  # type: ignore[operator]
+        size = image.shape[-2], image.shape[-1]
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def check_format(file_format: str) -> None:
+    """Check that a format can be written here.
+
+    Raises:
+        WsssError: If it is unknown, or its packages are not installed.
+    """
+    if file_format not in FORMATS:
+        raise WsssError(f"segmentation.export.format={file_format}: choose {' or '.join(FORMATS)}")
+    if file_format == "onnx":
+        absent = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
+        if absent:
+            raise WsssError(
+                f"segmentation.export.format=onnx needs {' and '.join(absent)}: "
+                f"pip install onnx onnxscript onnxruntime, or take format=torch"
+            )
+
+
+def without_ceil_mode(network: nn.Module) -> None:
+    """Put 3x3/2 max-pooling that rounds sizes up into a form that is exported for any size.
+
+    The exporter ties ceil mode to even or odd sizes. One more row and column of minus infinity
+    and sizes rounded down give the same values: floor(H / 2) + 1 = ceil((H - 1) / 2) + 1.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if (
+                isinstance(child, nn.MaxPool2d)
+                and child.ceil_mode
+                and (child.kernel_size, child.stride, child.padding) == (3, 2, 1)
+            ):
+                pad = nn.ConstantPad2d((0, 1, 0, 1), -float("inf"))
+                setattr(parent, name, nn.Sequential(pad, nn.MaxPool2d(3, 2, 1)))
+
+
+def export(program: ExportedSegmenter, path: Path, file_format: str = "torch") -> None:
+    """Write the network for images of any height and width.
+
+    Args:
+        program: What to export; it is not changed.
+        path: File to write.
+        file_format: torch (a program of torch.export) or onnx.
+
+    Raises:
+        WsssError: If the network can't be exported.
+    """
+    check_format(file_format)
+    program = copy.deepcopy(program).to("cpu", torch.float32).eval().requires_grad_(False)
+    program.to(memory_format=torch.contiguous_format)
+    without_ceil_mode(program)
+    example = (torch.rand(1, 3, 97, 131, generator=torch.Generator().manual_seed(0)),)
+    sides = {
+        2: torch.export.Dim("height", min=SMALLEST, max=LARGEST),
+        3: torch.export.Dim("width", min=SMALLEST, max=LARGEST),
+    }
+    try:
+        with atomic(path) as temporary, _quiet(), torch.no_grad():
+            exported = torch.export.export(program, example, dynamic_shapes={"image": sides})
+            if file_format == "torch":
+                torch.export.save(exported, temporary)
+            else:
+                torch.onnx.export(
+                    exported,
+                    f=temporary,
+                    input_names=["image"],
+                    output_names=["logits"],
+                    external_data=False,
+                )
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WsssError(
+            f"this network can't be exported as {file_format}: {first[:300]}"
+        ) from error
+
+
+def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
+    """An exported file as a function from images (1, 3, H, W) in 0..1 to logits (1, C, H, W).
+
+    Raises:
+        WsssError: If the file can't be read, or is ONNX and onnxruntime is not installed.
+    """
+    if path.suffix == ".pt2":
+        try:
+            # The file's head is read back by PyTorch under a name of its own choosing.
+            return torch.export.load(path).module()
+        except Exception as error:
+            raise WsssError(f"{path}: can't be read as an exported program ({error})") from error
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise WsssError(f"{path}: reading it needs onnxruntime: pip install onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def disagreement(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> float:
+    """Share of pixels whose best class differs although it is not a near tie.
+
+    Args:
+        expected: Logits (1, C, H, W).
+        found: Logits of the same shape.
+        tolerance: A pixel is a near tie when its two best logits differ by less than this share of
+            the highest absolute logit: sums in another order may then turn it.
+    """
+    if expected.shape != found.shape:
+        raise WsssError(
+            f"the exported network answers {tuple(found.shape)} instead of {tuple(expected.shape)}"
+        )
+    best = expected.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > tolerance * expected.abs().max()
+    return float(((expected.argmax(1) != found.argmax(1)) & clear).float().mean())
+
+
+@contextlib.contextmanager
+def _quiet():  # noqa: ANN202
+    """Without the exporter's notices, which tell a user nothing about this network."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

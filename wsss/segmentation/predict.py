@@ -1,0 +1,255 @@
+"""From photographs to label maps: scales, mirror image, fusion, enlargement, dense CRF."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from wsss.data.masks import write_mask
+from wsss.errors import WsssError
+from wsss.progress import track
+from wsss.refine.crf import CrfSettings, crf_from_probabilities
+
+FUSIONS = ("mean", "max")
+Logits = Callable[[Tensor], Tensor]  # normalized images (B, 3, H, W) -> (B, C, h, w)
+
+
+@dataclass(frozen=True)
+class TestScales:
+    """At which scales a photograph is looked at, and how the answers are brought together.
+
+    Attributes:
+        scales: Factors of the photograph's size.
+        mirror: Whether the mirror image is looked at, too.
+        fuse: mean (of softmax) or max (MCTformer; the result need not sum to 1).
+    """
+
+    __test__ = False  # not a test, for all its name
+
+    scales: tuple[float, ...] = (1.0,)
+    mirror: bool = False
+    fuse: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise WsssError(
+                f"segmentation.eval.scales={list(self.scales)} must be positive numbers"
+            )
+        if self.fuse not in FUSIONS:
+            raise WsssError(f"segmentation.eval.fuse={self.fuse}: choose {' or '.join(FUSIONS)}")
+
+
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize (align_corners=False) of (B, C, H, W) to `size`."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size, mode="bilinear", align_corners=False)
+
+
+def class_probabilities(logits: Logits, image: Tensor, test: TestScales) -> Tensor:
+    """Class probabilities of one photograph, over all scales and its mirror image.
+
+    Args:
+        logits: The network.
+        image: (3, H, W) float32, normalized.
+        test: Scales, mirror, fusion.
+
+    Returns:
+        (C, H, W) float32: for each scale, logits enlarged to the photograph's size, then softmax;
+        their mean, which sums to 1, or maximum.
+    """
+    height, width = image.shape[-2:]
+    fused: Tensor | None = None
+    for scale in test.scales:
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        scaled = resize(image[None], size)
+        for mirrored in (False, True)[: 1 + test.mirror]:
+            answer = logits(scaled.flip(-1) if mirrored else scaled).float()
+            answer = resize(answer, (height, width)).softmax(dim=1)[0]
+            answer = answer.flip(-1) if mirrored else answer
+            if fused is None:
+                fused = answer
+            elif test.fuse == "max":
+                fused = torch.maximum(fused, answer)
+            else:
+                fused = fused + answer
+    assert fused is not None
+    count = len(test.scales) * (1 + test.mirror)
+    return fused / count if test.fuse == "mean" else fused
+
+
+def label_map(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """Best class of each pixel after bilinear enlargement, one class at a time.
+
+    Args:
+        probabilities: (C, h, w).
+        size: (H, W) of the result. Of all classes only the best so far is held at this size: a
+            photograph of 50 million pixels needs 0.4 GB and not C times 0.2.
+
+    Returns:
+        (H, W) uint8; the lowest class at a tie.
+    """
+    if tuple(probabilities.shape[-2:]) == tuple(size):
+        return probabilities.argmax(dim=0).to(torch.uint8)
+    best = resize(probabilities[None, :1], size)[0, 0]
+    labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
+    for index in range(1, len(probabilities)):
+        value = resize(probabilities[None, index : index + 1], size)[0, 0]
+        labels[value > best] = index
+        best = torch.maximum(best, value)
+    return labels
+
+
+def refined_labels(
+    picture: np.ndarray, probabilities: np.ndarray, settings: CrfSettings
+) -> np.ndarray:
+    """Best class of each pixel after a dense CRF on the photograph.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB. (deeplab-pytorch gives the CRF a mean-subtracted BGR picture
+            whose negative values wrap around; here it sees the photograph.)
+        probabilities: (C, h, w) float32; enlarged to the photograph's size where smaller.
+        settings: Pairwise terms.
+
+    Returns:
+        (H, W) uint8.
+    """
+    height, width = picture.shape[:2]
+    full = resize(torch.from_numpy(probabilities)[None], (height, width))[0].numpy()
+    return crf_from_probabilities(picture, full, settings).argmax(axis=0).astype(np.uint8)
+
+
+def _refine_file(
+    path: Path, picture: np.ndarray, probabilities: np.ndarray, settings: CrfSettings
+) -> None:
+    write_mask(path, refined_labels(picture, probabilities, settings))
+
+
+class CrfQueue:
+    """Dense CRFs in processes beside the network: it predicts on while they refine.
+
+    No more than two photographs per process wait, so that memory stays bounded. Results do not
+    depend on the number of processes.
+
+    Args:
+        settings: Pairwise terms.
+        workers: Number of processes; below 2 the CRF runs in this one.
+    """
+
+    def __init__(self, settings: CrfSettings, workers: int) -> None:
+        self.settings, self.workers = settings, workers
+        self.pending: set[Future[None]] = set()
+        self.pool: ProcessPoolExecutor | None = None
+        if workers > 1:
+            # A process that has begun to use a GPU must not be forked.
+            context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else None)
+            self.pool = ProcessPoolExecutor(
+                workers, context, initializer=torch.set_num_threads, initargs=(1,)
+            )
+
+    def add(self, path: Path, picture: np.ndarray, probabilities: np.ndarray) -> None:
+        """Refine one photograph and write its label map; waits while the queue is full.
+
+        Raises:
+            WsssError: What an earlier one ended with.
+        """
+        if self.pool is None:
+            _refine_file(path, picture, probabilities, self.settings)
+            return
+        while len(self.pending) >= 2 * self.workers:
+            self._collect()
+        self.pending.add(
+            self.pool.submit(_refine_file, path, picture, probabilities, self.settings)
+        )
+
+    def finish(self) -> None:
+        """Wait until all are written."""
+        while self.pending:
+            self._collect()
+
+    def close(self) -> None:
+        """End the processes; what still waits is dropped."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self) -> None:
+        done, self.pending = wait(self.pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+
+
+class Predictor(pl.LightningModule):
+    """Runs the network over whole photographs; each one's label map is written at once.
+
+    Args:
+        network: Has `logits(images)`.
+        test: Scales, mirror, fusion.
+        masks: Folder of the label maps, NAME.png.
+        crf: Refines them into `refined`; None: not.
+        refined: Folder of the refined label maps.
+        after: Called with sample and label map before the label map is written.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        test: TestScales,
+        masks: Path,
+        crf: CrfQueue | None = None,
+        refined: Path | None = None,
+        after: Callable[[Mapping[str, Any], np.ndarray], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.test_scales = network, test
+        self.masks, self.refined, self.crf, self.after = masks, refined, crf, after
+
+    def predict_step(self, sample: Mapping[str, Any], batch_idx: int) -> None:
+        """Label map of one photograph; one that could not be read is passed over."""
+        if sample["picture"] is None:
+            return
+        name, (height, width) = sample["name"], sample["size"].tolist()
+        logits: Logits = self.network.logits  # type: ignore[assignment]
+        probabilities = class_probabilities(logits, sample["image"], self.test_scales)
+        labels = label_map(probabilities, (height, width)).cpu().numpy()
+        if self.after is not None:
+            self.after(sample, labels)
+        write_mask(self.masks / f"{name}.png", labels)
+        if self.crf is not None and self.refined is not None:
+            picture = sample["picture"].cpu().numpy()
+            self.crf.add(self.refined / f"{name}.png", picture, probabilities.cpu().numpy())
+
+
+class PredictProgress(Callback):
+    """Counts the photographs that this process predicts.
+
+    Args:
+        description: What heads the lines.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.steps: Iterator[int] = iter(())
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin counting."""
+        total = int(sum(trainer.num_predict_batches))
+        self.steps = iter(track(range(total), self.description, total))
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Count one."""
+        next(self.steps, None)
+
+    def on_predict_end(self, *args: Any) -> None:
+        """Close the bar."""
+        next(self.steps, None)
