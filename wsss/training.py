@@ -63,12 +63,14 @@ class TrainingProgress(Callback):
         self.name, self.every = folder.name, every_s
         self.lines: Lines | None = None
         self.bar: Any = None
+        self.step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin counting at the step the training begins with."""
         if not trainer.is_global_zero:
             return
-        total = int(trainer.estimated_stepping_batches) - trainer.global_step
+        self.step = trainer.global_step
+        total = int(trainer.estimated_stepping_batches) - self.step
         if sys.stdout.isatty():
             self.bar = bar()
             self.task = self.bar.add_task(self.name, total=total)
@@ -79,7 +81,10 @@ class TrainingProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Count one step."""
+        """Count one step; with accumulated gradients only the last batch makes one."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
         if self.bar is not None:
             loss = trainer.progress_bar_metrics.get("train/loss")
             note = f"{self.name} epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
