@@ -1,0 +1,132 @@
+"""The exported file answers as the network does, at any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from wsss.errors import WsssError
+from wsss.segmentation import export as subject
+from wsss.segmentation.base import SegmentationNetwork
+from wsss.segmentation.export import (
+    ExportedSegmenter,
+    check_format,
+    disagreement,
+    export,
+    load_exported,
+    without_ceil_mode,
+)
+from wsss.segmentation.module import Segmenter
+
+
+class Small(SegmentationNetwork):
+    """As MSRA's stem: stride 8 with a pooling in ceil mode, then a wide dilation."""
+
+    num_classes, output_stride = 5, 8
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 7, stride=2, padding=3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 5, 3, padding=6, dilation=6),
+        )
+        self.finish()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def program(msc: bool = True) -> ExportedSegmenter:
+    network = Small()
+    segmenter = Segmenter(network, optimizer={"lr": 0.1}, msc=msc)
+    return ExportedSegmenter(segmenter, network.mean, network.std).eval()
+
+
+@pytest.mark.parametrize("msc", [True, False])
+def test_the_file_read_back_gives_the_same_label_maps_at_other_sizes(tmp_path, msc: bool) -> None:
+    original = program(msc)
+    before = {k: v.clone() for k, v in original.state_dict().items()}
+    export(original, tmp_path / "s.pt2")
+    exported = load_exported(tmp_path / "s.pt2")
+    for height, width in ((64, 64), (33, 101), (120, 75), (375, 500)):
+        image = torch.rand(1, 3, height, width)
+        with torch.no_grad():
+            expected, found = original(image), exported(image)
+        assert found.shape == (1, 5, height, width)
+        assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert original.state_dict().keys() == before.keys()
+    assert any(getattr(m, "ceil_mode", False) for m in original.modules())  # left as it was
+
+
+def test_the_exported_network_normalizes_itself(tmp_path: Path) -> None:
+    network = Small()
+    original = program(msc=False)
+    image = torch.rand(1, 3, 40, 48)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (network.mean, network.std))
+    logits = network.eval()((image - mean) / std)
+    full = nn.functional.interpolate(logits, (40, 48), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(original(image), full)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1), (2, 33), (64, 65)])
+def test_pooling_without_ceil_mode_gives_the_same_values(size: tuple[int, int]) -> None:
+    pool = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True))
+    x = torch.randn(2, 3, *size)
+    expected = pool(x)
+    without_ceil_mode(pool)
+    assert not any(getattr(m, "ceil_mode", False) for m in pool.modules())
+    assert torch.equal(pool(x), expected)
+
+
+def test_a_difference_is_seen_unless_it_is_a_near_tie() -> None:
+    expected = torch.zeros(1, 3, 2, 2)
+    expected[0, 1] = 10.0
+    found = expected.clone()
+    assert disagreement(expected, found) == 0
+    found[0, 2, 0, 0] = 11.0
+    assert disagreement(expected, found) == 0.25
+    expected[0, 2, 0, 0] = 9.9999
+    assert disagreement(expected, found) == 0
+    with pytest.raises(WsssError, match="instead of"):
+        disagreement(expected, found[:, :2])
+
+
+def test_what_cannot_be_exported_is_told_in_a_line(tmp_path: Path) -> None:
+    class Odd(Small):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if image.mean() > 0:  # depends on the values
+                return self.layers(image)
+            return -self.layers(image)
+
+    network = Odd()
+    odd = ExportedSegmenter(
+        Segmenter(network, optimizer={"lr": 0.1}, msc=False), network.mean, network.std
+    )
+    with pytest.raises(WsssError, match="can't be exported as torch: ") as caught:
+        export(odd, tmp_path / "s.pt2")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_cannot_be_written_is_told_before_the_work(monkeypatch) -> None:
+    with pytest.raises(WsssError, match="format=tflite: choose torch or onnx"):
+        check_format("tflite")
+    monkeypatch.setattr(subject.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WsssError, match="needs onnx and onnxscript: pip install"):
+        check_format("onnx")
+
+
+def test_a_broken_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "s.pt2").write_bytes(b"no")
+    with pytest.raises(WsssError, match="can't be read as an exported program"):
+        load_exported(tmp_path / "s.pt2")
