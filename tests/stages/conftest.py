@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from wsss.artifacts import write_json
 from wsss.cli import CONF, settings_path
-from wsss.data.scenes import generate
+from wsss.data.scenes import CLASSES, generate
+from wsss.segmentation.build import build_segmenter
 
 
 @pytest.fixture(scope="session")
@@ -33,12 +36,12 @@ def composed(tmp_path: Path, few_scenes: Path) -> Callable[..., DictConfig]:
             "trainer.precision=32-true",
             "trainer.log_every_n_steps=1",
             "backbone.weights=null",
-            "data.image_set.n_train=6",
-            "data.image_set.n_val=4",
-            "data.image_set.size=64",
             f"data.root={few_scenes}",
             f"paths.cache={tmp_path / 'cache'}",
         ]
+        if not any(override.startswith("data=") for override in overrides):
+            sizes = ("n_train=6", "n_val=4", "size=64")
+            base += [f"data.image_set.{size}" for size in sizes]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides=[*base, *overrides])
         with open_dict(cfg):
@@ -46,3 +49,22 @@ def composed(tmp_path: Path, few_scenes: Path) -> Callable[..., DictConfig]:
         return cfg
 
     return settings
+
+
+@pytest.fixture
+def untrained_network() -> Callable[[DictConfig], None]:
+    """Puts a segmentation network with random weights where seg_train leaves a trained one."""
+
+    def write(cfg: DictConfig) -> None:
+        classes = CLASSES
+        segmenter, _ = build_segmenter(cfg, classes)
+        with torch.no_grad():  # all labels are predicted somewhere
+            for parameter in segmenter.network.aspp.parameters():
+                parameter.normal_(std=0.3)
+        folder = Path(cfg.paths.run) / "seg_train"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": segmenter.state_dict()}, folder / "last.ckpt")
+        facts = {"class_names": list(classes), "initial_weights": "none"}
+        write_json(folder / "manifest.json", {"hash": "h", "stage": "seg_train", **facts})
+
+    return write

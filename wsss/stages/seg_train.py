@@ -186,6 +186,11 @@ def run(cfg: DictConfig) -> None:
         return
     start = time.monotonic()
     image_set.check(split_of(cfg))
+    segmenter, network = build_segmenter(cfg, image_set.classes)
+    begins_with = initial_weights(cfg, network)
+    data = build_data(cfg, image_set, names, masks, network)
+    assert data.train_set is not None
+    length = training_length(cfg, data.steps_per_epoch)
     facts: dict[str, Any] = {}
     if ex.is_main_process():
         way_out = (
@@ -197,11 +202,6 @@ def run(cfg: DictConfig) -> None:
         facts["pseudo_masks"] = counts.as_dict(image_set.classes)
         for line in counts.warnings(image_set.classes):
             ex.say(f"seg_train: warning: {line}")
-    segmenter, network = build_segmenter(cfg, image_set.classes)
-    begins_with = initial_weights(cfg, network)
-    data = build_data(cfg, image_set, names, masks, network)
-    assert data.train_set is not None
-    if ex.is_main_process():
         draw_samples(data.train_set, cfg.segmentation.pictures, folder.path / "samples.png")
     checkpoint = folder.path / CHECKPOINT
     resume = checkpoint if checkpoint.is_file() else None
@@ -211,7 +211,7 @@ def run(cfg: DictConfig) -> None:
         folder.path,
         [*ex.build_callbacks(cfg, folder.path), StopWithoutLoss()],
         ex.build_loggers(cfg, folder.path, "seg_train"),
-        **training_length(cfg, data.steps_per_epoch),
+        **length,
         accumulate_grad_batches=data.accumulate,
         gradient_clip_val=cfg.segmentation.train.gradient_clip_val,
     )
