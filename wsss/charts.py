@@ -80,13 +80,10 @@ def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> 
     axis = figure.subplots()
     for kind, scores in rows.items():
         curve = scores["curve"]
-        (line,) = axis.plot(curve["threshold"], curve["miou"], label=kind)
         best, at = scores["miou_best_threshold"], scores["best_threshold"]
+        label = f"{kind}: {best:.2f} at {at:.2f}"
+        (line,) = axis.plot(curve["threshold"], curve["miou"], label=label)
         axis.plot([at], [best], "o", color=line.get_color())
-        axis.annotate(
-            f"{best:.2f} at {at:.2f}", (at, best), (0, 5), textcoords="offset points", ha="center"
-        )
-    axis.margins(y=0.12)
     axis.set(xlabel="background threshold (chosen on these masks)", ylabel="mIoU (%)")
     axis.legend()
     return _save(figure, path)
@@ -113,7 +110,7 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
         axis.barh(places, values, height, label=f"{row}: mean {scores['miou']:.2f}")
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
-    axis.legend()
+    figure.legend(loc="outside upper center", ncols=min(len(rows), 2))
     return _save(figure, path)
 
 

@@ -1,37 +1,44 @@
-"""Gather the scores of finished runs in one table: mean and deviation over seeds."""
+"""Gather finished runs in one HTML page and a Markdown table, beside the published numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from wsss import experiment as ex
 from wsss.artifacts import atomic
 from wsss.errors import WsssError
-from wsss.evaluation.tables import gather_seeds, seed_rows_as_markdown
-
-NOTES = (
-    "Seeds are scored with image labels known, as in the papers. `best threshold` is chosen on "
-    "the scored masks; `arg max` is not."
-)
+from wsss.report.gather import gather
+from wsss.report.page import NOTES, render
+from wsss.report.tables import tables
 
 
-def run(cfg: DictConfig) -> None:
-    """Write `report.md` for the runs of `report.runs` (default: this run's own sweep)."""
-    names = list(cfg.report.runs or [cfg.run_name])
+def run(cfg: DictConfig) -> dict[str, Any] | None:
+    """Write `report.html` and `report.md` of `report.runs` (default: this run's own sweep)."""
+    if not ex.is_main_process():
+        return None
+    names = [str(name) for name in cfg.report.runs or [cfg.run_name]]
     outputs = Path(cfg.paths.outputs)
-    missing = [name for name in names if not (outputs / name).is_dir()]
-    if missing:
-        raise WsssError(f"report.runs: there is no run {missing[0]} in {outputs}")
-    rows = gather_seeds(outputs / name for name in names)
-    if not rows:
+    settings = gather([outputs / name for name in names])
+    made = tables(settings)
+    if not made:
         raise WsssError(
-            f"stage=report needs stage=eval_cam, which has ended in no run of {', '.join(names)}"
+            "stage=report needs a finished stage with scores (eval_cam, crf, irn_masks, seg_eval), "
+            f"which there is in no run of {', '.join(names)}"
         )
-    table = seed_rows_as_markdown(rows)
-    path = ex.stage_folder(cfg, "report") / "report.md"
-    with atomic(path) as temporary:
-        temporary.write_text(f"# {', '.join(names)}\n\n{table}\n\n{NOTES}\n")
-    ex.say(table)
-    ex.say(f"report: {len(rows)} rows -> {ex.relative(path)}")
+    title = ", ".join(names)
+    folder = ex.stage_folder(cfg, "report")
+    text = "\n\n".join([f"# {title}", *(table.markdown() for table in made), NOTES])
+    pages = {"report.md": f"{text}\n", "report.html": render(title, settings, made)}
+    for name, content in pages.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    for table in made:
+        ex.say(table.markdown() + "\n")
+    gaps = sum(len(setting.gaps()) for setting in settings)
+    jobs = sum(len(setting.jobs) for setting in settings)
+    missing = f", {gaps} stages missing" if gaps else ""
+    ex.say(f"report: {jobs} runs{missing} -> {ex.relative(folder / 'report.html')}")
+    return None

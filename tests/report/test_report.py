@@ -1,0 +1,192 @@
+"""The report of a sweep that the test writes: figures, gaps, published numbers, one file."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from wsss.artifacts import write_json
+from wsss.errors import WsssError
+from wsss.logs import write_metrics
+from wsss.report.gather import differing, gather
+from wsss.report.page import label_names, render
+from wsss.report.tables import published, tables
+
+LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
+
+
+def figures(rng: np.random.Generator) -> dict[str, Any]:
+    """Scores as stages write them, of a random confusion matrix."""
+    matrix = rng.integers(1, 100, (3, 3))
+    iou = 100 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+    return {
+        "iou": dict(zip(LABELS, iou.tolist(), strict=True)),
+        "miou": float(iou.mean()),
+        "confusion": matrix.tolist(),
+    }
+
+
+def stage(folder: Path, name: str, metrics: dict[str, Any] | None, **facts: Any) -> Path:
+    """A finished stage."""
+    path = folder / name
+    path.mkdir(parents=True)
+    write_json(path / "manifest.json", {"stage": name.split("/")[0], "seconds": 61.0, **facts})
+    if metrics:
+        write_json(path / "metrics.json", metrics)
+    return path
+
+
+def job(
+    outputs: Path, run: str, overrides: str, seed: int, data: str = "voc", tau: float = 0.1
+) -> dict[str, Any]:
+    """A job with seeds, CRF and segmentation; returns its figures."""
+    rng = np.random.default_rng([seed, int(100 * tau)])
+    folder = outputs / run / overrides
+    train = stage(folder, "train", None, loss=0.25)
+    rows = [{"step": s, "train/loss": 1 / (s + 1), "lr/head": 0.1} for s in range(5)]
+    write_metrics(train / "metrics.csv", rows)
+    OmegaConf.save(
+        {"seed": seed, "data": {"name": data}, "method": {"tau": tau}, "paths": {"outputs": "x"}},
+        (train / ".hydra").mkdir() or train / ".hydra" / "config.yaml",
+    )
+    choices = {"experiment": run, "method": "cpal"}
+    OmegaConf.save({"hydra": {"runtime": {"choices": choices}}}, train / ".hydra" / "hydra.yaml")
+    found: dict[str, Any] = {"cam": figures(rng), "pacam": figures(rng)}
+    for one in found.values():
+        curve = {"threshold": [0.1, 0.2, 0.3], "miou": rng.uniform(10, 60, 3).tolist()}
+        at = int(np.argmax(curve["miou"]))
+        one |= {
+            "curve": curve,
+            "best_threshold": curve["threshold"][at],
+            "miou_best_threshold": curve["miou"][at],
+        }
+    evaluated = stage(folder, "eval_cam", {"kinds": found}, miou=found["pacam"]["miou"])
+    Image.fromarray(rng.integers(0, 256, (30, 2000, 3), dtype=np.uint8)).save(
+        evaluated / "contact_sheet.png"
+    )
+    crf = {"seed": found["pacam"], "crf": figures(rng)}
+    stage(folder, "crf", crf)
+    seg = {"network": figures(rng), "crf": figures(rng), "initial_weights": "imagenet"}
+    stage(folder, "seg_eval/val", seg)
+    return {**found, "crf": crf["crf"], "network": seg["network"]}
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def rows_of(markdown: str) -> list[list[str]]:
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Two seeds of the published setting, one of another."""
+    ours = [job(tmp_path, "cpal_voc", f"seed={seed}", seed) for seed in (0, 1)]
+    job(tmp_path, "cpal_voc", "method.tau=0.2,seed=0", 0, tau=0.2)
+    return tmp_path / "cpal_voc", ours
+
+
+def test_the_figures_are_those_of_the_stages_over_seeds(sweep) -> None:
+    run, ours = sweep
+    seeds, masks, segmentation, beside = tables(gather([run]))
+    first = next(r for r in rows_of(seeds.markdown()) if r[:2] == ["cpal_voc", "pacam"])
+    assert first[2] == spread([one["pacam"]["miou"] for one in ours])
+    assert first[3] == spread([max(one["pacam"]["curve"]["miou"]) for one in ours])
+    assert first[-1] == "2"
+    row = rows_of(masks.markdown())[1]
+    assert row[1] == first[2] and row[3] == spread([one["crf"]["miou"] for one in ours])
+    assert row[5] == "not run"
+    row = rows_of(segmentation.markdown())[1]
+    assert row[1:4] == ["val", "imagenet", spread([one["network"]["miou"] for one in ours])]
+    ours_beside = next(r for r in rows_of(beside.markdown()) if r[2] == "cpal_voc")
+    assert ours_beside[-2] == first[2]
+    others = [r for r in rows_of(beside.markdown())[1:] if r[2] != "cpal_voc"]
+    assert others and all(r[-2] == "not run" for r in others)
+
+
+def test_published_numbers_stand_beside_the_same_setting_on_the_same_data_only(tmp_path) -> None:
+    job(tmp_path, "cpal_voc", "default", 0)
+    job(tmp_path, "cpal_voc", "method.tau=0.2", 0, tau=0.2)
+    job(tmp_path, "elsewhere", "default", 0, data="scenes")
+    job(tmp_path, "cpal_coco", "default", 0, data="scenes")
+    shown = {}
+    for run in ("cpal_voc", "elsewhere", "cpal_coco"):
+        made = tables(gather([tmp_path / run]))
+        shown |= {r[0]: r for t in made if t.title == "Seeds" for r in rows_of(t.markdown())}
+        assert any(t.title.startswith("Published") for t in made) == (run == "cpal_voc")
+    assert shown["cpal_voc"][5] == "62.5"
+    assert shown["cpal_voc method.tau=0.2"][5] == "–"
+    assert shown["elsewhere"][5] == shown["cpal_coco"][5] == "–"
+    # CPAL, Table 4 and 5.
+    assert published()["voc"]["cpal_voc"]["seg"] == {"val": 71.8, "test": 72.1}
+
+
+def test_gaps_and_differences_are_told(sweep) -> None:
+    run, _ = sweep
+    broken = run / "seed=2"
+    write_json(broken / "train" / "started.json", {})
+    write_json(broken / "eval_cam" / "failed.json", {"reason": "data.root: no such folder"})
+    settings = gather([run])
+    (gaps,) = (setting.gaps() for setting in settings if not setting.overrides)
+    assert gaps == [
+        "seed=2/train unfinished",
+        "seed=2/eval_cam failed: data.root: no such folder",
+        "seed=2: crf, seg_eval/val not run",
+    ]
+    assert differing(settings) == {"method.tau": [0.1, 0.2]}
+    with pytest.raises(WsssError, match="there is no run nothing"):
+        gather([run.parent / "nothing"])
+
+
+class Sources(html.parser.HTMLParser):
+    """Everything a browser would fetch, and whether all tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(sweep) -> None:
+    run, ours = sweep
+    settings = gather([run])
+    page = render("<script>alert(1)</script>", settings, tables(settings))
+    sources = Sources()
+    sources.feed(page)
+    assert not sources.open
+    assert all(s.startswith(("data:image/", "#")) for s in sources.found), "no network"
+    assert not re.search(r"url\(|@import|<script", page)
+    anchors = {s[1:] for s in sources.found if s.startswith("#")}
+    assert anchors and all(f'id="{anchor}"' in page for anchor in anchors)
+    for one in ours:
+        assert f"mIoU {one['pacam']['miou']:.2f}" in page
+    assert page.count('alt="eval_cam: pictures"') == 2  # one contact sheet for each setting
+    widths = [int(w) for w in re.findall(r'width="(\d+)"', page)]
+    assert max(widths) <= 1400
+
+
+def test_confusion_figures_keep_the_order_of_the_labels(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    stage(tmp_path / "r" / "default", "crf", {"seed": figures(rng), "crf": figures(rng)})
+    (setting,) = gather([tmp_path / "r"])
+    one = setting.jobs[0].stage("crf")
+    assert one is not None and one.main == "crf"
+    assert list(one.scores["crf"]["iou"]) == list(LABELS)
+    assert label_names(one.scores["crf"]) == list(LABELS)

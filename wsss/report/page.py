@@ -1,0 +1,222 @@
+"""A report as one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from wsss.charts import (
+    draw_class_bars,
+    draw_confusion,
+    draw_threshold_curves,
+    draw_training,
+)
+from wsss.logs import read_metrics
+from wsss.progress import duration, track
+from wsss.report.gather import Setting, Stage, differing
+from wsss.report.tables import Table
+
+CHART_WIDTH = 1000  # pixels, at most
+SHEET_WIDTH = 1400
+MOST_COMPARED = 8  # settings in one figure
+SCORED = ("eval_cam", "crf", "irn_masks", "seg_eval")
+OTHER_FIGURES = ("bank_history.png",)
+NOTES = (
+    "± is the sample standard deviation over seeds. Published numbers were measured on VOC 2012 "
+    "and COCO 2014; they stand only beside runs of the same experiment on the same data. "
+    "A cell says “not run” where nothing was measured."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page: data URL, size in pixels, what it shows."""
+
+    source: str
+    width: int
+    height: int
+    caption: str
+
+
+def embed(path: Path, caption: str, width: int, photographic: bool) -> Picture:
+    """A picture file as part of the page.
+
+    Args:
+        path: any format that Pillow reads.
+        caption: what it shows.
+        width: larger pictures are brought to this width, pixels.
+        photographic: stored as JPEG instead of PNG.
+    """
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    if picture.width > width:
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if photographic:
+        picture.save(buffer, "JPEG", quality=82)
+    else:
+        picture.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    kind = "jpeg" if photographic else "png"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{kind};base64,{data}", picture.width, picture.height, caption)
+
+
+def charts_of(stage: Stage) -> list[Picture]:
+    """Figures of a stage's numbers: curves of a training, scores by class and by threshold."""
+    made: list[tuple[Path, str]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = read_metrics(stage.folder / "metrics.csv")
+        if stage.name.endswith("train"):
+            made += [(path, path.stem) for path in draw_training(rows, folder)]
+        scores = stage.scores
+        if scores and stage.name.partition("/")[0] in SCORED:
+            curves = {kind: one for kind, one in scores.items() if "curve" in one}
+            if curves:
+                path = draw_threshold_curves(curves, folder / "curve.png")
+                made.append((path, "mIoU by background threshold"))
+            if all("iou" in one for one in scores.values()):
+                made.append((draw_class_bars(scores, folder / "classes.png"), "IoU by class"))
+            main = stage.main
+            if "confusion" in scores[main] and "iou" in scores[main]:
+                names = label_names(scores[main])
+                matrix = np.array(scores[main]["confusion"])
+                path = draw_confusion(matrix, names, folder / "confusion.png", main)
+                made.append((path, f"confusion of {main}"))
+        made += [
+            (stage.folder / name, name.removesuffix(".png").replace("_", " "))
+            for name in OTHER_FIGURES
+            if (stage.folder / name).is_file()
+        ]
+        return [embed(p, f"{stage.name}: {what}", CHART_WIDTH, False) for p, what in made]
+
+
+def comparison(settings: Sequence[Setting]) -> list[Picture]:
+    """Classes and thresholds of several settings in one figure each, of the first seed's seeds."""
+    rows: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        stage = setting.jobs[0].stage("eval_cam")
+        if stage is not None and stage.state == "finished" and stage.scores:
+            rows[setting.title] = stage.scores[stage.main]
+    comparable = len({tuple(row.get("iou", ())) for row in rows.values()}) == 1
+    if not 2 <= len(rows) <= MOST_COMPARED or not comparable:
+        return []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        classes = draw_class_bars(rows, folder / "classes.png")
+        made = [(classes, "IoU of the seeds by class")]
+        if all("curve" in row for row in rows.values()):
+            curve = draw_threshold_curves(rows, folder / "curve.png")
+            made.append((curve, "mIoU of the seeds by background threshold"))
+        return [embed(path, what, CHART_WIDTH, False) for path, what in made]
+
+
+def label_names(scores: dict[str, Any]) -> list[str]:
+    """Labels in the order of their ids: background, then classes as the scores name them."""
+    names = [name for name in scores["iou"] if name != "background"]
+    return ["background", *names]
+
+
+def _about(setting: Setting) -> str:
+    config, choices = setting.jobs[0].config, setting.jobs[0].choices
+    parts = [
+        f"{group} {choices[group]}"
+        for group in ("method", "backbone", "data")
+        if choices.get(group)
+    ]
+    for key, what in (
+        ("data.train_split", "trained on"),
+        ("data.infer_split", "maps of"),
+        ("data.eval_split", "scored on"),
+    ):
+        if config.get(key):
+            parts.append(f"{what} {config[key]}")
+    return ", ".join(parts)
+
+
+def _state(stage: Stage | None) -> tuple[str, str]:
+    """Class and text of a cell of the table of stages."""
+    if stage is None:
+        return "none", "not run"
+    if stage.state != "finished":
+        return stage.state, f"{stage.state}{': ' + stage.failure if stage.failure else ''}"
+    manifest = stage.manifest or {}
+    parts = [f"mIoU {manifest['miou']:.2f}"] if isinstance(manifest.get("miou"), float) else []
+    if isinstance(manifest.get("loss"), float):
+        parts.append(f"loss {manifest['loss']:.4f}")
+    if "images" in manifest:
+        parts.append(f"{manifest['images']} images")
+    if "seconds" in manifest:
+        parts.append(duration(manifest["seconds"]))
+    if "revision" in manifest:
+        parts.append(str(manifest["revision"])[:12])
+    return "finished", ", ".join(parts) or "finished"
+
+
+def _entry(setting: Setting) -> dict[str, Any]:
+    first = setting.jobs[0]
+    charts: list[Picture] = []
+    sheets: list[Picture] = []
+    for stage in first.stages:
+        charts += charts_of(stage)
+        sheet = stage.folder / "contact_sheet.png"
+        if sheet.is_file():
+            sheets.append(embed(sheet, f"{stage.name}: pictures", SHEET_WIDTH, True))
+    newest = next((s.manifest for s in reversed(first.stages) if s.manifest), None) or {}
+    versions = [(f"version of {k}", v) for k, v in newest.get("versions", {}).items()]
+    return {
+        "title": setting.title,
+        "about": _about(setting),
+        "jobs": [job.folder.name for job in setting.jobs],
+        "stages": [
+            (name, [_state(job.stage(name)) for job in setting.jobs])
+            for name in setting.stage_names()
+        ],
+        "charts": charts,
+        "sheets": sheets,
+        "config": [*sorted(first.config.items()), *versions],
+    }
+
+
+def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> str:
+    """The page.
+
+    Args:
+        title: its heading.
+        settings: what was gathered.
+        tables: shown first, in this order.
+    """
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    entries = [_entry(setting) for setting in track(settings, "report: figures")]
+    jobs = sum(len(setting.jobs) for setting in settings)
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    gaps = [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        summary=f"{len(settings)} settings, {jobs} runs; made {made}",
+        tables=tables,
+        several_seeds=any(len(setting.jobs) > 1 for setting in settings),
+        notes=NOTES,
+        gaps=gaps,
+        comparison=comparison(settings),
+        differing=differing(settings),
+        settings=entries,
+    )
