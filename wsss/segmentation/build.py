@@ -86,9 +86,13 @@ def initial_weights(cfg: DictConfig, network: SegmentationNetwork) -> str:
     elif cfg.segmentation.network.name == ON_BACKBONE and not cfg.segmentation.network.weights:
         weights = cfg.backbone.get("weights")
         name = cfg.segmentation.network.trained_on or (Path(weights).name if weights else "none")
-    for plain, proper in (("imagenet", "ImageNet"), ("coco", "COCO")):
-        name = proper + name.removeprefix(plain) if name.split(" ")[0] == plain else name
-    return name
+    return in_words(name)
+
+
+def in_words(name: str) -> str:
+    """`imagenet` and `coco` as they are written; other names as they are."""
+    first, *rest = name.split(" ")
+    return " ".join([{"imagenet": "ImageNet", "coco": "COCO"}.get(first, first), *rest])
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def find_trained(cfg: DictConfig, wanted_by: str) -> Trained:
         if not beside.is_file():
             note = _read(path).get("segmentation", {})  # the checkpoint of an unfinished training
             classes = note.get("class_names") or ex.build_image_set(cfg).classes
-            made_from = note.get("initial_weights", "unknown")
+            made_from = in_words(note.get("initial_weights", "unknown"))
             return Trained(path, str(path.resolve()), tuple(classes), made_from)
         made = read_json(beside)
         if made.get("stage") != "seg_train":
