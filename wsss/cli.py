@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsss.errors import WsssError
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-_failed: list[str] = []
+CONF = Path(__file__).resolve().parent.parent / "conf"
+DOCTOR = {"doctor", "stage=doctor"}  # both words for the check of the installation
+MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
 
 
 def settings_path(overrides: str) -> str:
@@ -76,6 +80,7 @@ def overview() -> str:
         "",
         "  python run.py experiment=NAME stage=STAGE [key=value ...]",
         "  python run.py -m experiment=NAME stage=train,make_cam,eval_cam seed=0,1,2",
+        "  python run.py doctor [experiment=NAME] [key=value ...]",
         "",
         "stages (stage=...)",
         f"  {'all':<16}the stages of `pipeline`, in order; finished ones are skipped",
@@ -141,46 +146,110 @@ def _job(cfg: object, debug: bool) -> float | None:
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
-    from wsss.experiment import say, wait_for_all
+    from wsss import failures
+    from wsss.experiment import is_main_process, say, wait_for_all
     from wsss.logs import finish_wandb
     from wsss.stages import get_stage
 
     assert isinstance(cfg, DictConfig)
     if not debug:
         _quiet()  # once more: the processes of a parallel launcher begin here
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
     with open_dict(cfg):
         cfg.paths.run = str(folder.parent)
         cfg.run_name = str(cfg.run_name)
-    code = 1
+    code, name = 1, str(cfg.stage)
+    if is_main_process():
+        failures.forget(folder)
     try:
         stages = list(cfg.pipeline) if cfg.stage == "all" else [cfg.stage]
         work = [get_stage(name) for name in stages]
         result = None
         for number, stage in enumerate(work):
+            name = stages[number]
             if len(work) > 1:
-                say(f"[{number + 1}/{len(work)}] {stages[number]}")
+                say(f"[{number + 1}/{len(work)}] {name}")
+            if is_main_process():
+                failures.forget(folder.parent / name)
             result = stage(cfg)
             finish_wandb(0)  # the next stage has a run of its own
             wait_for_all()  # the next stage reads what the main process has just written
         code = 0
         return result.get("miou") if isinstance(result, dict) else None
     except Exception as error:
-        if not _is_users(error):
-            raise
-        if debug:
+        if is_main_process():
+            log = folder / f"{hydra.job.name}.log"
+            given = tuple(hydra.overrides.task)
+            number = hydra.job.num if hydra.mode == RunMode.MULTIRUN else 0
+            failures.note(
+                folder.parent / name,
+                failures.Failure(number, name, given, one_line(error), str(log)),
+            )
+        expected = _is_users(error)
+        if debug or not expected:
             traceback.print_exc()
         fail(one_line(error))
-        _failed.append(f"{'/'.join(folder.parts[-2:])}: {one_line(error)}")
-        if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(1)
+        if hydra.mode == RunMode.RUN or (debug and not expected):
+            sys.exit(1)  # no `raise`: Hydra would go through a sweep's other jobs first
         return None  # the other jobs of a sweep go on; main() tells of this one at the end
     finally:
         finish_wandb(code)
 
 
+def compose_for_doctor(overrides: list[str]) -> DictConfig:
+    """The settings that a command line stands for, without any folder for them.
+
+    Args:
+        overrides: what stands on the command line besides `doctor`.
+
+    Raises:
+        HydraException: an unknown key or choice.
+    """
+    from hydra import compose, initialize_config_dir
+
+    _register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=[*overrides, "stage=doctor"])
+
+
+def _register_resolvers() -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def _guarded(work: Callable[[], object], debug: bool) -> int:
+    """Exit code of `work`, its errors told."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on where it was")
+        return 130
+    except Exception as error:
+        if debug or not _is_users(error):
+            traceback.print_exc()
+        fail(one_line(error))
+        return 1
+    return 0
+
+
+def _run_jobs(debug: bool) -> None:
+    """Hand the command line to Hydra, which calls `_job` once or, in a sweep, often."""
+    import hydra
+
+    _register_resolvers()
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(cfg: object) -> float | None:
+        return _job(cfg, debug)
+
+    job()
+
+
 def main() -> None:
-    """Run a stage; bad input ends with one line and exit code 1."""
+    """Run a stage; bad input ends with one line and exit code 1, as does a sweep's failed job."""
     arguments = sys.argv[1:]
     if arguments in (["--help"], ["-h"]):
         print(overview())
@@ -188,47 +257,41 @@ def main() -> None:
     # `run.py experiment=x -m stage=a,b`: argparse wants its flags before the overrides.
     flags = [a for a in arguments if a in ("-m", "--multirun")]
     arguments = [quote_equals(a) for a in arguments if a not in flags]
-    sys.argv[1:] = arguments = flags + arguments
+    sys.argv[1:] = flags + arguments
     debug = any(argument.startswith("debug=") for argument in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     if not debug:
         _quiet()
+    if DOCTOR & set(arguments):
+        from wsss.doctor import examine  # needs nothing that may be missing
+
+        overrides = [a for a in arguments if a not in DOCTOR]
+        sys.exit(_guarded(lambda: examine(lambda: compose_for_doctor(overrides)), debug))
+    if importlib.util.find_spec("hydra") is None:
+        fail("Hydra is not installed; `python run.py doctor` says what is missing")
+        sys.exit(1)
+    from wsss import failures
+
     try:
-        import hydra
-        from omegaconf import OmegaConf
-
-        OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
-        OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-        def job(cfg: object) -> float | None:
-            return _job(cfg, debug)
-
-        job()
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on where it was")
-        sys.exit(130)
-    except Exception as error:
-        if debug or not _is_users(error):
-            traceback.print_exc()
-        fail(one_line(error))
-        sys.exit(1)
-    if _failed:
-        if len(_failed) > 1:
-            fail(f"{len(_failed)} jobs failed:")
-            for line in _failed:
-                print(f"  {line}", file=sys.stderr)
-        sys.exit(1)
+        code = _guarded(lambda: _run_jobs(debug), debug)
+    finally:
+        failed = failures.collect()
+        if failed:
+            first, *others = failures.summary(failed)
+            fail(first)
+            print("\n".join(others), file=sys.stderr, flush=True)
+    if code or failed:
+        sys.exit(code or 1)
 
 
 def _is_users(error: BaseException) -> bool:
     """Whether an error is about the user's input rather than a fault of the program."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, WsssError):
             return True
         cause = cause.__cause__ or cause.__context__
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     return isinstance(error, (HydraException, OmegaConfBaseException))
