@@ -101,8 +101,8 @@ def examine(compose: Callable[[], Any]) -> list[Finding]:
     stopped = [finding.what for finding in found if finding.fatal]
     if stopped:
         raise WsssError(f"doctor: nothing runs before this is put right: {', '.join(stopped)}")
-    count = {state: sum(f.state == state for f in found) for state in ("problem", "note")}
-    print(f"doctor: the program runs ({count['problem']} problems, {count['note']} notes)")
+    problems, notes = (sum(f.state == state for f in found) for state in ("problem", "note"))
+    print(f"doctor: the program runs; problems: {problems}, notes: {notes}", flush=True)
     return found
 
 
