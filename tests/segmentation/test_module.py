@@ -160,10 +160,11 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
     assert list(segmenter.outputs(batch["image"])) == ["x1", "x0.75", "x0.5", "max"]
 
 
-@pytest.mark.parametrize("loss", ["ce", "balanced", "balanced_dsrg"])
-def test_a_trivial_pattern_is_learnt_in_a_few_steps(loss: str) -> None:
+def test_a_trivial_pattern_is_learnt_in_a_few_steps() -> None:
     optimizer = {"lr": 0.02, "momentum": 0.9, "poly_power": 0.9, "poly_every": 1}
-    segmenter = Segmenter(tiny(), optimizer=optimizer, loss=loss, class_names=("red", "green"))
+    segmenter = Segmenter(
+        tiny(), optimizer=optimizer, loss="balanced", class_names=("red", "green")
+    )
     trainer = fit(segmenter, 80, gradient_clip_val=5.0)
     assert trainer.callback_metrics["train/loss"].isfinite()
     segmenter.eval()
