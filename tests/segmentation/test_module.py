@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.module import Segmenter, poly_factor
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "poly_power": 0.9, "poly_every": 10}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are so small that threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Tiny(Backbone):
@@ -62,7 +72,8 @@ class Squares(torch.utils.data.Dataset):
         target = torch.zeros(self.side, self.side, dtype=torch.int64)
         half = self.side // 2
         for label in (1, 2):
-            top, left = torch.randint(0, half, (2,), generator=generator).tolist()
+            places = 8 * torch.randint(0, half // 8 + 1, (2,), generator=generator)
+            top, left = places.tolist()  # on the network's grid: coarse logits can tell them apart
             window = (slice(top, top + half), slice(left, left + half))
             image[(slice(None), *window)] = -1.0
             image[(label - 1, *window)] = 1.0
@@ -148,7 +159,7 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
             for x in range(len(index))
             if target[b, y, x] != 255
         ]
-        total += float(torch.stack(losses).mean())
+        total += torch.stack(losses).mean().item()
     segmenter.log = lambda *a, **k: None
     segmenter.trainer = type("T", (), {"optimizers": [torch.optim.SGD(network.parameters())]})()
     assert segmenter.training_step(batch, 0).item() == pytest.approx(total, rel=1e-5)
@@ -160,12 +171,11 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
     assert list(segmenter.outputs(batch["image"])) == ["x1", "x0.75", "x0.5", "max"]
 
 
-def test_a_trivial_pattern_is_learnt_in_a_few_steps() -> None:
+@pytest.mark.parametrize("loss", ["ce", "balanced", "balanced_dsrg"])
+def test_a_trivial_pattern_is_learnt_in_a_few_steps(loss: str) -> None:
     optimizer = {"lr": 0.02, "momentum": 0.9, "poly_power": 0.9, "poly_every": 1}
-    segmenter = Segmenter(
-        tiny(), optimizer=optimizer, loss="balanced", class_names=("red", "green")
-    )
-    trainer = fit(segmenter, 80, gradient_clip_val=5.0)
+    segmenter = Segmenter(tiny(), optimizer=optimizer, loss=loss, class_names=("red", "green"))
+    trainer = fit(segmenter, 100, gradient_clip_val=5.0)
     assert trainer.callback_metrics["train/loss"].isfinite()
     segmenter.eval()
     hits = pixels = 0
@@ -177,7 +187,7 @@ def test_a_trivial_pattern_is_learnt_in_a_few_steps() -> None:
         valid = sample["target"] != 255
         hits += int((answer == sample["target"])[valid].sum())
         pixels += int(valid.sum())
-    assert hits / pixels > 0.75  # all background would be about 0.6
+    assert hits / pixels > 0.85  # all background: 0.55
 
 
 def test_a_crop_in_which_all_is_ignored_changes_nothing() -> None:
