@@ -188,6 +188,11 @@ def run(cfg: DictConfig) -> None:
     image_set.check(split_of(cfg))
     segmenter, network = build_segmenter(cfg, image_set.classes)
     begins_with = initial_weights(cfg, network)
+    if begins_with == "none" and network.fixed_norms:
+        ex.say(
+            "seg_train: warning: the network starts from random weights with fixed batch "
+            "statistics and will hardly learn; give segmentation.network.weights=FILE"
+        )
     data = build_data(cfg, image_set, names, masks, network)
     assert data.train_set is not None
     length = training_length(cfg, data.steps_per_epoch)
