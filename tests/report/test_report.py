@@ -12,12 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from wsss.artifacts import write_json
+from wsss.artifacts import read_json, write_json
 from wsss.errors import WsssError
 from wsss.logs import write_metrics
 from wsss.report.gather import differing, gather
 from wsss.report.page import label_names, render
-from wsss.report.tables import published, tables
+from wsss.report.tables import Table, published, tables
 
 LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
 
@@ -128,6 +128,51 @@ def test_published_numbers_stand_beside_the_same_setting_on_the_same_data_only(t
     assert shown["elsewhere"][5] == shown["cpal_coco"][5] == "–"
     # CPAL, Table 4 and 5.
     assert published()["voc"]["cpal_voc"]["seg"] == {"val": 71.8, "test": 72.1}
+
+
+def test_a_score_on_part_of_the_images_stands_beside_nothing_published(tmp_path) -> None:
+    job(tmp_path, "cpal_voc", "default", 0)
+    folder = tmp_path / "cpal_voc" / "default"
+    config = folder / "train" / ".hydra" / "config.yaml"
+    data = {"name": "voc", "eval_split": "train", "expected_counts": {"train": 1464, "val": 1449}}
+    OmegaConf.save({"seed": 0, "data": data}, config)
+    shown = {}
+    for images in (1464, 110):
+        for name in ("eval_cam", "seg_eval/val"):
+            path = folder / name / "metrics.json"
+            write_json(path, {**read_json(path), "images": images})
+        made = {t.title: rows_of(t.markdown()) for t in tables(gather([tmp_path / "cpal_voc"]))}
+        beside = next(r for r in made["Published on this data"] if r[2] == "cpal_voc")
+        shown[images] = (made["Seeds"][-1][5], made["Segmentation"][1][5], beside[-2])
+    assert shown[1464][0] == "62.5" and shown[1464][1] == "–"  # 1464 images are not all of val
+    assert shown[1464][2] != "not run"
+    assert shown[110] == ("–", "–", "not run")
+
+
+def test_the_settings_of_a_report_are_not_taken_for_those_of_the_run(tmp_path) -> None:
+    job(tmp_path, "cpal_voc", "default", 0)
+    folder = tmp_path / "cpal_voc" / "default"
+    recorded = folder / "report" / ".hydra"
+    recorded.mkdir(parents=True)
+    choices = {"experiment": "sipe_voc"}  # report.runs of another experiment, say
+    OmegaConf.save({"hydra": {"runtime": {"choices": choices}}}, recorded / "hydra.yaml")
+    OmegaConf.save({"seed": 7, "data": {"name": "coco"}}, recorded / "config.yaml")
+    (setting,) = gather([tmp_path / "cpal_voc"])
+    assert (setting.experiment, setting.data, setting.jobs[0].seed) == ("cpal_voc", "voc", 0)
+
+
+def test_a_stage_made_by_changed_code_is_marked(tmp_path) -> None:
+    stage(tmp_path / "r" / "default", "crf", {"crf": figures(np.random.default_rng(0))})
+    path = tmp_path / "r" / "default" / "crf" / "manifest.json"
+    write_json(path, {**read_json(path), "revision": "0123456789ab+"})
+    settings = gather([tmp_path / "r"])
+    assert "0123456789ab+" in render("r", settings, tables(settings))
+
+
+def test_markdown_cells_keep_their_bars() -> None:
+    table = Table("T", "", ("a|b", "c"), (("x|y", "z"),), 1)
+    for line in table.markdown().splitlines()[2:5]:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3  # those between cells
 
 
 def test_gaps_and_differences_are_told(sweep) -> None:

@@ -123,7 +123,10 @@ class Job:
         return next((stage for stage in self.stages if stage.name == name), None)
 
     def _raw(self, file: str) -> dict[str, Any]:
-        found = sorted(self.folder.rglob(f".hydra/{file}"), key=lambda path: path.stat().st_mtime)
+        # Not those of a report on this or other runs, which may have been asked for differently.
+        folders = [self.folder / "all", *(stage.folder for stage in self.stages)]
+        there = {path for folder in folders for path in folder.rglob(f".hydra/{file}")}
+        found = sorted(there, key=lambda path: path.stat().st_mtime)
         if not found:
             return {}
         try:
@@ -169,6 +172,23 @@ class Setting:
         """Stages that any of its seeds has, in the order in which they run."""
         names = {stage.name for job in self.jobs for stage in job.stages}
         return sorted(names, key=_rank)
+
+    def scored_whole(self, stage: str) -> bool:
+        """Whether no seed was scored on fewer or more images than the data set has in that split.
+
+        Where a count or what to expect was not recorded, it is taken to be right.
+        """
+        split = stage.partition("/")[2]
+        for job in self.jobs:
+            one = job.stage(stage)
+            if one is None or one.state != "finished":
+                continue
+            of = split or job.config.get("data.eval_split")
+            expected = job.config.get(f"data.expected_counts.{of}")
+            scored = one.metrics.get("images")
+            if expected is not None and scored is not None and scored != expected:
+                return False
+        return True
 
     def values(self, stage: str, row: str, figure: str = "miou") -> list[float]:
         """A figure of every seed whose stage has ended."""

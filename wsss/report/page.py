@@ -160,7 +160,7 @@ def _state(stage: Stage | None) -> tuple[str, str]:
     if "seconds" in manifest:
         parts.append(duration(manifest["seconds"]))
     if "revision" in manifest:
-        parts.append(str(manifest["revision"])[:12])
+        parts.append(str(manifest["revision"]))  # `+`: of a changed working tree
     return "finished", ", ".join(parts) or "finished"
 
 

@@ -38,7 +38,7 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, columns aligned."""
-        lines = [self.columns, *self.rows]
+        lines = [[c.replace("|", "\\|") for c in row] for row in (self.columns, *self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         shown = [
             "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
@@ -56,11 +56,17 @@ def published() -> dict[str, dict[str, dict[str, Any]]]:
     return content  # type: ignore[return-value]
 
 
-def published_figure(setting: Setting, *keys: str) -> str:
-    """A published figure of the same experiment on the same data, or a dash."""
+def published_figure(setting: Setting, stage: str, *keys: str) -> str:
+    """A published figure of the same experiment on the same data, or a dash.
+
+    Args:
+        setting: what it is to stand beside.
+        stage: the stage whose score it is; it must have scored the whole split.
+        keys: where the figure lies in `published.yaml`.
+    """
     value: Any = published().get(str(setting.data), {}).get(str(setting.experiment), {})
-    if setting.overrides:
-        value = {}  # another setting than the published one
+    if setting.overrides or not setting.scored_whole(stage):
+        value = {}  # something else than what was published
     for key in keys:
         value = value.get(key, {}) if isinstance(value, dict) else {}
     return f"{value:g}" if isinstance(value, int | float) else NONE
@@ -86,7 +92,7 @@ def seed_table(settings: Sequence[Setting]) -> Table | None:
                     cell(setting.values("eval_cam", kind)),
                     cell(best),
                     "" if not at else "–".join(dict.fromkeys(f"{f(at):.2f}" for f in (min, max))),
-                    published_figure(setting, "seed") if kind == names[-1] else NONE,
+                    published_figure(setting, "eval_cam", "seed") if kind == names[-1] else NONE,
                     str(len(setting.values("eval_cam", kind))),
                 )
             )
@@ -112,11 +118,12 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
             (
                 setting.title,
                 cell(seed),
-                published_figure(setting, "seed"),
+                published_figure(setting, "crf" if crf else "irn_masks", "seed"),
                 cell(crf),
-                published_figure(setting, "crf"),
+                published_figure(setting, "crf", "crf"),
                 cell(mask),
-                published_figure(setting, "mask"),
+                published_figure(setting, "irn_masks", "mask"),
+                cell(setting.values("irn_masks", "crf")),
                 str(max(len(crf), len(mask))),
             )
         )
@@ -131,9 +138,10 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
         "published",
         "pseudo mask",
         "published",
+        "mask + CRF",
         "seeds",
     )
-    return Table("Pseudo masks", note, columns, tuple(rows), 7)
+    return Table("Pseudo masks", note, columns, tuple(rows), 8)
 
 
 def segmentation_table(settings: Sequence[Setting]) -> Table | None:
@@ -157,7 +165,7 @@ def segmentation_table(settings: Sequence[Setting]) -> Table | None:
                     ", ".join(sorted(starts)),
                     cell(plain),
                     cell(setting.values(stage, "crf")),
-                    published_figure(setting, "seg", split),
+                    published_figure(setting, stage, "seg", split),
                     str(len(plain)),
                 )
             )
@@ -173,7 +181,11 @@ def published_table(settings: Sequence[Setting]) -> Table | None:
     rows = []
     for data in dict.fromkeys(str(setting.data) for setting in settings):
         for experiment, figures in published().get(data, {}).items():
-            ours = [s for s in settings if s.experiment == experiment and not s.overrides]
+            ours = [
+                s
+                for s in settings
+                if s.experiment == experiment and not s.overrides and s.scored_whole("eval_cam")
+            ]
             seed = (
                 ours[0].values("eval_cam", (ours[0].rows("eval_cam") or [""])[-1]) if ours else []
             )
