@@ -123,7 +123,6 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
                 published_figure(setting, "crf", "crf"),
                 cell(mask),
                 published_figure(setting, "irn_masks", "mask"),
-                cell(setting.values("irn_masks", "crf")),
                 str(max(len(crf), len(mask))),
             )
         )
@@ -138,10 +137,9 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
         "published",
         "pseudo mask",
         "published",
-        "mask + CRF",
         "seeds",
     )
-    return Table("Pseudo masks", note, columns, tuple(rows), 8)
+    return Table("Pseudo masks", note, columns, tuple(rows), 7)
 
 
 def segmentation_table(settings: Sequence[Setting]) -> Table | None:
