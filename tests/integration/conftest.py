@@ -42,15 +42,15 @@ class Program:
     def __call__(
         self, *arguments: str, tiny: bool = True, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; with `check`, exit code 0 is expected."""
-        done = subprocess.run(
-            self.command(*arguments, tiny=tiny),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=self.env,
+        """Run to the end; with `check`, exit code 0 is expected, and plain lines always."""
+        command = self.command(*arguments, tiny=tiny)
+        piped = subprocess.run(
+            command, cwd=self.folder, capture_output=True, timeout=300, env=self.env
         )
+        # Not `text=True`, which would read the carriage returns of a bar as ends of lines.
+        out, err = piped.stdout.decode(), piped.stderr.decode()
+        assert not set("\r\x1b") & set(out + err), f"for terminals only: {out + err!r}"
+        done = subprocess.CompletedProcess(command, piped.returncode, out, err)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

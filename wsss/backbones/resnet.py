@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torchvision
@@ -64,7 +65,7 @@ class ResNet(Backbone):
         if weights == "imagenet":
             enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
             with downloading(name):
-                state = enum.get_state_dict(progress=True)
+                state = enum.get_state_dict(progress=sys.stderr.isatty())
             load_weights(network, state, weights, ignore=("fc.",))
         elif weights is not None:
             load_weights(network, read_state_dict(weights), str(weights), ignore=("fc.",))
