@@ -30,15 +30,17 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         )
     title = ", ".join(names)
     folder = ex.stage_folder(cfg, "report")
-    text = "\n\n".join([f"# {title}", *(table.markdown() for table in made), NOTES])
+    gaps = [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
+    missing = ["\n".join(["## Missing", "", *(f"- {gap}" for gap in gaps)])] if gaps else []
+    text = "\n\n".join([f"# {title}", *(table.markdown() for table in made), NOTES, *missing])
     pages = {"report.md": f"{text}\n", "report.html": render(title, settings, made)}
     for name, content in pages.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     for table in made:
         ex.say(table.markdown() + "\n")
-    gaps = sum(len(setting.gaps()) for setting in settings)
     jobs = sum(len(setting.jobs) for setting in settings)
-    missing = f", {gaps} stages missing" if gaps else ""
-    ex.say(f"report: {jobs} runs{missing} -> {ex.relative(folder / 'report.html')}")
+    for gap in gaps:
+        ex.say(f"missing: {gap}")
+    ex.say(f"report: {jobs} runs -> {ex.relative(folder / 'report.html')}")
     return None
