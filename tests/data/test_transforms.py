@@ -57,6 +57,19 @@ def test_every_kind_of_file_is_read_as_upright_rgb(tmp_path: Path) -> None:
     assert np.abs(read.astype(int) - image.astype(int)).mean() < 3
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_keep_their_brightness(tmp_path: Path, suffix: str) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    deep = gray.astype(np.uint16) * 257  # 0..255 on 0..65535
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(deep).save(path)
+    np.testing.assert_array_equal(load_image(path), np.repeat(gray[..., None], 3, axis=2))
+    Image.fromarray(gray.astype(np.int32)).save(tmp_path / "wide.tif")  # 32 bits, values of 8
+    np.testing.assert_array_equal(
+        load_image(tmp_path / "wide.tif"), np.repeat(gray[..., None], 3, axis=2)
+    )
+
+
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = smooth_image(30, 50)
     exif = Image.Exif()

@@ -46,8 +46,19 @@ class Small(SegmentationNetwork):
         return self.layers(image)
 
 
-def program(msc: bool = True) -> ExportedSegmenter:
-    network = Small()
+class Coarse(Small):
+    """As a backbone with an output stride of 16 or 32."""
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        self.output_stride = output_stride
+        times = (output_stride // 8).bit_length() - 1
+        halving = (nn.Conv2d(5, 5, 3, stride=2, padding=1) for _ in range(times))
+        self.layers = nn.Sequential(*self.layers, *halving)
+
+
+def program(msc: bool = True, network: SegmentationNetwork | None = None) -> ExportedSegmenter:
+    network = network or Small()
     segmenter = Segmenter(network, optimizer={"lr": 0.1}, msc=msc)
     return ExportedSegmenter(segmenter, network.mean, network.std).eval()
 
@@ -66,6 +77,22 @@ def test_the_file_read_back_gives_the_same_label_maps_at_other_sizes(tmp_path, m
         assert torch.equal(found.argmax(1), expected.argmax(1))
     assert original.state_dict().keys() == before.keys()
     assert any(getattr(m, "ceil_mode", False) for m in original.modules())  # left as it was
+
+
+@pytest.mark.parametrize(("stride", "smallest"), [(16, 64), (32, 128)])
+def test_a_coarse_network_is_exported_from_the_least_size_that_it_tells(
+    tmp_path, stride: int, smallest: int
+) -> None:
+    original = program(msc=True, network=Coarse(stride))
+    assert original.smallest == smallest
+    export(original, tmp_path / "s.pt2")
+    exported = load_exported(tmp_path / "s.pt2")
+    for size in ((smallest, smallest), (smallest + 1, 333)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            assert disagreement(original(image), exported(image)) == 0
+    with pytest.raises(Exception, match=str(smallest)):
+        exported(torch.rand(1, 3, smallest - 1, 333))
 
 
 def test_the_exported_network_normalizes_itself(tmp_path: Path) -> None:

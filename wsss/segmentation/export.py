@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 
 from wsss.artifacts import atomic
 from wsss.errors import WsssError
+from wsss.segmentation.module import Segmenter
 
 FORMATS = {"torch": "segmenter.pt2", "onnx": "segmenter.onnx"}
-SMALLEST = 32  # pixels; height and width of images that the exported program takes
-LARGEST = 4096
+LARGEST = 4096  # pixels; height and width of images that the exported program takes
 
 
 class ExportedSegmenter(nn.Module):
     """From a photograph to logits at its size: what is exported.
 
     Args:
-        network: Has `logits(images)` of normalized images.
+        network: The trained network with its scales.
         mean: Mean per RGB channel in [0, 1].
         std: Standard deviation per RGB channel in [0, 1].
     """
@@ -35,7 +36,7 @@ class ExportedSegmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: Segmenter, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -43,9 +44,18 @@ class ExportedSegmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (1, C, H, W) float32 of an RGB image (1, 3, H, W), float32 in 0..1."""
-        logits: Tensor = self.network.logits((image - self.mean) / self.std)  # type: ignore[operator]
+        logits: Tensor = self.network.logits((image - self.mean) / self.std)
         size = image.shape[-2], image.shape[-1]
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+    @property
+    def smallest(self) -> int:
+        """Least height and width, pixels, that the exported program takes.
+
+        Two cells of the logits at the smallest scale: the exporter treats a size of 1 apart.
+        """
+        cells = 2 * self.network.network.output_stride
+        return max(32, math.ceil(cells / min(self.network.scales)))
 
 
 def check_format(file_format: str) -> None:
@@ -97,11 +107,11 @@ def export(program: ExportedSegmenter, path: Path, file_format: str = "torch") -
     program = copy.deepcopy(program).to("cpu", torch.float32).eval().requires_grad_(False)
     program.to(memory_format=torch.contiguous_format)
     without_ceil_mode(program)
-    example = (torch.rand(1, 3, 97, 131, generator=torch.Generator().manual_seed(0)),)
-    sides = {
-        2: torch.export.Dim("height", min=SMALLEST, max=LARGEST),
-        3: torch.export.Dim("width", min=SMALLEST, max=LARGEST),
-    }
+    smallest = program.smallest
+    size = 2 * smallest + 33, 2 * smallest + 67
+    example = (torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)),)
+    limits = {"min": smallest, "max": LARGEST}
+    sides = {2: torch.export.Dim("height", **limits), 3: torch.export.Dim("width", **limits)}
     try:
         with atomic(path) as temporary, _quiet(), torch.no_grad():
             exported = torch.export.export(program, example, dynamic_shapes={"image": sides})

@@ -18,6 +18,7 @@ from wsss.segmentation.build import find_trained, load_trained
 from wsss.segmentation.data import resize_bilinear
 from wsss.segmentation.export import (
     FORMATS,
+    LARGEST,
     ExportedSegmenter,
     check_format,
     disagreement,
@@ -80,6 +81,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         folder.path / "segmenter.json",
         {
             "input": "image: float32 (1, 3, height, width), RGB in 0..1; not normalized",
+            "sides": [program.smallest, LARGEST],
             "output": "logits: float32 (1, labels, height, width); arg max gives label ids",
             "labels": ["background", *trained.classes],
             "initial_weights": trained.initial_weights,
