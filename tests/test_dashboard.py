@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from wsss.dashboard import beside, hyperparameters, show_pictures, show_scores
+from wsss.dashboard import beside, hyperparameters, show_facts, show_pictures, show_scores
 from wsss.evaluation.confusion import scores
 from wsss.logs import csv_logger, finish_wandb, read_metrics, wandb_logger
 
@@ -53,6 +53,15 @@ def test_scores_without_wandb_are_files_and_csv(tmp_path: Path) -> None:
     assert float(logged["eval/miou"]) == pytest.approx(rows["crf"]["miou"])
     for path in files:
         assert len(np.unique(np.asarray(Image.open(path)))) > 10
+
+
+def test_facts_carry_the_stage_s_name_and_leave_out_what_is_unknown(tmp_path: Path) -> None:
+    facts = {"images": 3, "foreground_share": 0.25, "right_share_of_sure": None}
+    show_facts([csv_logger(tmp_path, "run", "irn_labels")], "irn_labels", facts)
+    (logged,) = read_metrics(tmp_path / "metrics.csv")
+    assert float(logged["irn_labels/images"]) == 3
+    assert float(logged["irn_labels/foreground_share"]) == 0.25
+    assert "irn_labels/right_share_of_sure" not in logged
 
 
 def test_wandb_holds_scores_tables_charts_and_pictures(tmp_path: Path, read_wandb) -> None:

@@ -79,6 +79,20 @@ def show_scores(
     return files
 
 
+def show_facts(loggers: Sequence[Logger], stage: str, facts: Mapping[str, float | None]) -> None:
+    """Log what a stage without scores has to tell, as `STAGE/KEY`; what is None is left out.
+
+    Args:
+        loggers: the stage's loggers.
+        stage: its name.
+        facts: figures by key.
+    """
+    values = {f"{stage}/{key}": value for key, value in facts.items() if value is not None}
+    for logger in loggers:
+        logger.log_metrics(values)
+        logger.save()
+
+
 def show_pictures(
     loggers: Sequence[Logger],
     rows: Sequence[Sequence[np.ndarray]],

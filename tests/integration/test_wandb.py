@@ -31,14 +31,12 @@ def test_each_stage_has_a_run_that_says_what_its_files_say(program, silence, rea
     program("run_name=board", "stage=all", "method=cpal", *OFFLINE)
     # What logs a run does not name its folder.
     folder = program.out / "board" / "method=cpal"
-    train, scored = read_wandb(folder)
-    if train.run.job_type != "train":
-        train, scored = scored, train
-    assert (train.run.job_type, scored.run.job_type) == ("train", "eval_cam")
-    assert train.run.run_id != scored.run.run_id
-    assert train.run.run_group == scored.run.run_group == "board"
-    assert (train.exit_code, scored.exit_code) == (0, 0)
-    for run in (train, scored):
+    runs = {run.run.job_type: run for run in read_wandb(folder)}
+    train, made, scored = (runs.pop(stage) for stage in ("train", "make_cam", "eval_cam"))
+    assert not runs
+    assert len({run.run.run_id for run in (train, made, scored)}) == 3
+    for run in (train, made, scored):
+        assert run.run.run_group == "board" and run.exit_code == 0
         assert run.config["method.bank.size"] == 1000 and run.config["data.scales"] == [1.0, 0.5]
         assert run.config["revision"] == read_json(folder / "train" / "manifest.json")["revision"]
 
@@ -49,6 +47,14 @@ def test_each_stage_has_a_run_that_says_what_its_files_say(program, silence, rea
         assert train.logged(key) == pytest.approx(expected)
     for name in ("losses.png", "rates.png", "bank_history.png"):
         assert (folder / "train" / name).is_file()
+
+    files = list((folder / "make_cam" / "maps").iterdir())
+    assert made.logged("make_cam/images") == [len(files)]
+    size = sum(file.stat().st_size for file in files) / len(files)
+    assert made.logged("make_cam/bytes_per_image") == [pytest.approx(size)]
+    (maps,) = made.logged("pictures")
+    assert all("photograph | cam | pacam" in caption for caption in maps["captions"])
+    assert (folder / "make_cam" / "contact_sheet.png").is_file()
 
     result = read_json(folder / "eval_cam" / "metrics.json")
     (logged,) = read_metrics(folder / "eval_cam" / "metrics.csv")

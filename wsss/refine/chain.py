@@ -1,4 +1,4 @@
-"""What the refining stages share: which class maps, which images, scores of label maps, sheets."""
+"""What the refining stages share: which class maps, which images, scores of label maps."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import Logger
 
 from wsss import experiment as ex
 from wsss.artifacts import ClassMaps, read_class_maps, require
-from wsss.dashboard import show_pictures
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
 from wsss.data.pool import parallel
-from wsss.data.transforms import load_image
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion, scores
 from wsss.evaluation.seeds import enlarge, seed_labels
-from wsss.visualize import contact_sheet, label_overlay
 
 MASKS = "masks"
-Drawing = Callable[[str, np.ndarray], np.ndarray]  # of an image's name and photograph
 
 
 @dataclass(frozen=True)
@@ -147,48 +142,3 @@ def missing_files_of(folder: Path, names: Sequence[str], suffix: str) -> list[st
     folder.mkdir(parents=True, exist_ok=True)
     there = {path.name for path in folder.glob(f"*{suffix}")}
     return [name for name in names if name + suffix not in there]
-
-
-def draw(
-    image_set: ImageSet,
-    names: Sequence[str],
-    count: int,
-    columns: dict[str, Drawing],
-    path: Path,
-    loggers: Sequence[Logger] = (),
-) -> Path | None:
-    """A contact sheet of some of the images, spread over `names`; its rows go to W&B, too.
-
-    Args:
-        image_set: Gives the photographs.
-        names: Images to choose from.
-        count: How many rows; 0 draws nothing.
-        columns: For each heading what draws it from the name and the photograph.
-        path: PNG to write.
-        loggers: The stage's loggers.
-    """
-    if not count or not names:
-        return None
-    spread = np.linspace(0, len(names) - 1, min(count, len(names)))
-    chosen = [names[round(i)] for i in spread]
-    rows = []
-    for name in chosen:
-        picture = load_image(image_set.image_path(name))
-        rows.append([picture, *(column(name, picture) for column in columns.values())])
-    captions = [
-        f"{name}: {', '.join(image_set.classes[n] for n in np.flatnonzero(label))}"
-        for name, label in zip(chosen, image_set.labels(chosen), strict=True)
-    ]
-    headings = ["photograph", *columns]
-    show_pictures(loggers, rows, headings, captions)
-    return contact_sheet(rows, headings, captions, path)
-
-
-def truth_column(image_set: ImageSet) -> Drawing:
-    """Draws the ground truth of an image for a contact sheet; void stays clear."""
-
-    def truth(name: str, picture: np.ndarray) -> np.ndarray:
-        mask = _truth(image_set, name, picture.shape[:2])
-        return label_overlay(picture, np.where(mask == VOID, 0, mask))
-
-    return truth

@@ -171,7 +171,8 @@ def _entry(setting: Setting) -> dict[str, Any]:
     for stage in first.stages:
         charts += charts_of(stage)
         sheet = stage.folder / "contact_sheet.png"
-        if sheet.is_file():
+        shown_later = stage.name == "make_cam" and first.stage("eval_cam") is not None
+        if sheet.is_file() and not shown_later:  # eval_cam's has the same maps and more
             sheets.append(embed(sheet, f"{stage.name}: pictures", SHEET_WIDTH, True))
     newest = next((s.manifest for s in reversed(first.stages) if s.manifest), None) or {}
     versions = [(f"version of {k}", v) for k, v in newest.get("versions", {}).items()]

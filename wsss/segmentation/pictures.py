@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import Logger
 
-from wsss.dashboard import show_pictures
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, voc_palette
-from wsss.data.transforms import load_image
-from wsss.visualize import contact_sheet, label_overlay
+from wsss.sheets import draw_sheet, mask_column, truth_column
+from wsss.visualize import label_overlay
 
 LINE = 20
 SWATCH = 12
@@ -91,20 +90,13 @@ def prediction_sheet(
         path: PNG to write.
         loggers: The stage's loggers.
     """
-    if not count or not names:
-        return None
-    rows, captions = [], []
-    for index in np.linspace(0, len(names) - 1, min(count, len(names))):
-        name = names[round(index)]
-        picture = load_image(image_set.image_path(name))
-        labels = [read_mask(f / f"{name}.png", image_set.num_classes) for f in folders.values()]
-        row = [picture, *(label_overlay(picture, label) for label in labels)]
-        mask = image_set.mask(name) if truth else None
-        if mask is not None:
-            row.append(label_overlay(picture, np.where(mask == VOID, 0, mask)))
-        seen = [image_set.classes[c - 1] for c in np.unique(labels[-1]) if 0 < c < VOID]
-        rows.append(row)
-        captions.append(f"{name}: {', '.join(seen) or 'background only'}")
-    headings = ["photograph", *folders, *(["truth"] if truth else [])]
-    show_pictures(loggers, rows, headings, captions)
-    return contact_sheet(rows, headings, captions, path)
+    columns = {what: mask_column(f, image_set.num_classes) for what, f in folders.items()}
+    if truth:
+        columns["truth"] = truth_column(image_set)
+    last = list(folders.values())[-1]
+
+    def seen(name: str) -> list[int]:
+        ids = np.unique(read_mask(last / f"{name}.png", image_set.num_classes))
+        return [int(c) for c in ids if 0 < c < VOID]
+
+    return draw_sheet(image_set, names, count, columns, path, loggers, seen)

@@ -14,14 +14,14 @@ from wsss import experiment as ex
 from wsss.artifacts import StageFolder, write_json
 from wsss.dashboard import show_scores
 from wsss.data.base import ImageSet
-from wsss.data.masks import read_mask, write_mask
+from wsss.data.masks import write_mask
 from wsss.data.pool import parallel
 from wsss.data.transforms import load_image
-from wsss.evaluation.seeds import enlarge, seed_labels
+from wsss.evaluation.seeds import enlarge
 from wsss.progress import duration
 from wsss.refine import chain
 from wsss.refine.crf import CrfSettings, crf_from_probabilities, require_pydensecrf
-from wsss.visualize import label_overlay
+from wsss.sheets import draw_sheet, mask_column, seed_column, truth_column
 
 
 def seed_probabilities(
@@ -105,26 +105,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         }
         write_json(folder.path / "metrics.json", result)
         facts |= {"seed_miou": result["seed"]["miou"], "miou": result["crf"]["miou"]}
-
-    def seed(name: str, picture: np.ndarray) -> np.ndarray:
-        stored = source.read(name)
-        maps = enlarge(stored.maps[source.kind], stored.size)
-        own = stored.has_background(source.kind)
-        label, _, _ = seed_labels(maps, stored.classes, None if own else background)
-        return label_overlay(picture, label)
-
-    def refined_picture(name: str, picture: np.ndarray) -> np.ndarray:
-        return label_overlay(picture, read_mask(masks / f"{name}.png", image_set.num_classes))
-
-    columns: dict[str, chain.Drawing] = {f"{source.kind} seed": seed, "+ CRF": refined_picture}
+    columns = {
+        f"{source.kind} seed": seed_column(source.folder, source.kind, background),
+        "+ CRF": mask_column(masks, image_set.num_classes),
+    }
     if scored:
-        columns["truth"] = chain.truth_column(image_set)
+        columns["truth"] = truth_column(image_set)
     loggers = ex.build_loggers(cfg, folder.path, "crf")
     if scored:
         rows = {row: result[row] for row in ("seed", "crf")}
         show_scores(loggers, folder.path, rows, "crf")
     sheet = folder.path / "contact_sheet.png"
-    chain.draw(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
+    draw_sheet(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
     folder.close(**facts, seconds=time.monotonic() - start)
     score = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, " if scored else ""
     ex.say(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from wsss import experiment as ex
-from wsss.artifacts import StageFolder, read_class_maps, require, write_json
-from wsss.dashboard import show_pictures, show_scores
-from wsss.data.base import ImageSet
+from wsss.artifacts import StageFolder, require, write_json
+from wsss.dashboard import show_scores
 from wsss.data.pool import parallel
-from wsss.data.transforms import load_image
 from wsss.evaluation.confusion import scores
-from wsss.evaluation.seeds import SeedTask, enlarge, seed_labels
+from wsss.evaluation.seeds import SeedTask
 from wsss.progress import duration
+from wsss.sheets import Drawing, draw_sheet, map_column, seed_column, truth_column
 from wsss.stages.make_cam import MAPS
-from wsss.visualize import contact_sheet, label_overlay, map_overlay
 
 CHUNK = 8
 
@@ -54,39 +51,6 @@ def score_kind(task: SeedTask, names: list[str], workers: int) -> dict[str, Any]
         },
         "confusion": matrix.tolist(),
     }
-
-
-def draw_pictures(
-    cfg: DictConfig, image_set: ImageSet, names: list[str], kinds: dict[str, bool], maps: Path
-) -> tuple[list[list[np.ndarray]], list[str], list[str]]:
-    """Photograph, each kind's map and prediction, truth, for images spread over the split.
-
-    Returns:
-        Rows of pictures, the headings of their columns, and a caption for each row with the
-        image's name and labels.
-    """
-    chosen = np.linspace(0, len(names) - 1, min(cfg.eval_cam.pictures, len(names)))
-    rows, captions = [], []
-    for name in (names[round(i)] for i in chosen):
-        picture = load_image(image_set.image_path(name))
-        stored = read_class_maps(maps / f"{name}.npz")
-        row = [picture]
-        for kind, own in kinds.items():
-            values = enlarge(stored.maps[kind], stored.size)
-            label, _, _ = seed_labels(
-                values, stored.classes, None if own else cfg.eval_cam.background
-            )
-            shown = map_overlay(picture, values[1:] if own else values)
-            row += [shown, label_overlay(picture, label)]
-        truth = image_set.mask(name)
-        assert truth is not None  # checked for the whole split
-        row.append(label_overlay(picture, np.where(truth == 255, 0, truth)))
-        rows.append(row)
-        captions.append(f"{name}: {', '.join(image_set.classes[c - 1] for c in stored.classes)}")
-    headings = ["photograph"]
-    for kind in kinds:
-        headings += [kind, f"{kind} seed"]
-    return rows, [*headings, "truth"], captions
 
 
 def seed_table(kinds: dict[str, Any], main: str) -> str:
@@ -139,11 +103,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "tuned_on_masks": ["miou_best_threshold", "best_threshold"],
     }
     write_json(folder.path / "metrics.json", result)
-    pictures = draw_pictures(cfg, image_set, names, made["kinds"], maps)
-    sheet = contact_sheet(*pictures, folder.path / "contact_sheet.png")
     loggers = ex.build_loggers(cfg, folder.path, "eval_cam")
     show_scores(loggers, folder.path, kinds, main)
-    show_pictures(loggers, *pictures)
+    columns: dict[str, Drawing] = {}
+    for kind in kinds:
+        columns[kind] = map_column(maps, kind)
+        columns[f"{kind} seed"] = seed_column(maps, kind, cfg.eval_cam.background)
+    columns["truth"] = truth_column(image_set)
+    sheet = folder.path / "contact_sheet.png"
+    draw_sheet(image_set, names, cfg.eval_cam.pictures, columns, sheet, loggers)
     folder.close(miou=result["miou"], images=len(names), seconds=time.monotonic() - start)
     ex.say(seed_table(kinds, main))
     ex.say(

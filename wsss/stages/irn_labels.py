@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder
+from wsss.dashboard import show_facts
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, write_mask
 from wsss.data.pool import parallel
@@ -21,6 +22,7 @@ from wsss.progress import duration
 from wsss.refine import chain
 from wsss.refine.crf import CrfSettings, require_pydensecrf
 from wsss.refine.labels import LabelSettings, confident_labels
+from wsss.sheets import Drawing, draw_sheet, truth_column
 from wsss.visualize import label_overlay, over
 
 LABELS = "labels"
@@ -112,12 +114,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     def shown(name: str, picture: np.ndarray) -> np.ndarray:
         return label_picture(picture, read_mask(labels / f"{name}.png", image_set.num_classes))
 
-    columns: dict[str, chain.Drawing] = {"confident labels (white: unsure)": shown}
+    columns: dict[str, Drawing] = {"confident labels (white: unsure)": shown}
     if scored:
-        columns["truth"] = chain.truth_column(image_set)
-    chain.draw(
-        image_set, scored or names, cfg.refine.pictures, columns, folder.path / "contact_sheet.png"
-    )
+        columns["truth"] = truth_column(image_set)
+    sheet = folder.path / "contact_sheet.png"
+    loggers = ex.build_loggers(cfg, folder.path, "irn_labels")
+    show_facts(loggers, "irn_labels", {k: v for k, v in facts.items() if k != "kind"})
+    draw_sheet(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
     folder.close(**facts, seconds=time.monotonic() - start)
     quality = f", {100 * right / known:.1f} % of the sure pixels right" if known else ""
     ex.say(

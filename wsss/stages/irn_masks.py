@@ -17,14 +17,15 @@ from pytorch_lightning.callbacks import Callback
 from wsss import experiment as ex
 from wsss.artifacts import StageFolder, atomic, require, write_json
 from wsss.dashboard import show_scores
-from wsss.data.masks import read_mask, write_mask
+from wsss.data.masks import write_mask
 from wsss.progress import duration, track
 from wsss.refine import chain
 from wsss.refine.data import AffinityData, WholeImages
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
 from wsss.refine.pseudo_mask import WalkSettings, pseudo_mask
+from wsss.sheets import Drawing, draw_sheet, mask_column, truth_column
 from wsss.stages.irn_train import WEIGHTS, load_irn
-from wsss.visualize import heat, label_overlay
+from wsss.visualize import heat
 
 EDGES = "edges"
 ROWS = ("seed", "crf", "irn_masks")  # of the scores, in this order
@@ -131,18 +132,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         shown = shown.repeat(GRID_STRIDE, axis=0).repeat(GRID_STRIDE, axis=1)
         return shown[: picture.shape[0], : picture.shape[1]]
 
-    def mask_picture(name: str, picture: np.ndarray) -> np.ndarray:
-        return label_overlay(picture, read_mask(masks / f"{name}.png", image_set.num_classes))
-
-    columns: dict[str, chain.Drawing] = {"edges": edges, "pseudo mask": mask_picture}
+    columns: dict[str, Drawing] = {
+        "edges": edges,
+        "pseudo mask": mask_column(masks, image_set.num_classes),
+    }
     if scored:
-        columns["truth"] = chain.truth_column(image_set)
+        columns["truth"] = truth_column(image_set)
     loggers = ex.build_loggers(cfg, folder.path, "irn_masks")
     if scored:
         rows = {row: result[row] for row in ROWS if row in result}
         show_scores(loggers, folder.path, rows, "irn_masks")
     sheet = folder.path / "contact_sheet.png"
-    chain.draw(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
+    draw_sheet(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
     folder.close(**facts, seconds=time.monotonic() - start)
     ex.say(
         f"irn_masks: {table}{len(names)} images in {duration(time.monotonic() - start)} "

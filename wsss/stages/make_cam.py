@@ -16,9 +16,11 @@ from torch import Tensor
 
 from wsss import experiment as ex
 from wsss.artifacts import ClassMaps, StageFolder, write_class_maps
+from wsss.dashboard import show_facts
 from wsss.methods.base import SeedMethod
 from wsss.methods.cam.functional import EPS, resize_maps
 from wsss.progress import duration, track
+from wsss.sheets import draw_sheet, map_column
 
 MAPS = "maps"
 
@@ -88,7 +90,7 @@ class _Progress(Callback):
 def map_settings(cfg: DictConfig) -> dict[str, Any]:
     """All that class maps depend on, the training apart."""
     return {
-        "make_cam": ex.plain(cfg.make_cam),
+        "make_cam": {k: v for k, v in ex.plain(cfg.make_cam).items() if k != "pictures"},
         "test": ex.plain(cfg.method).get("test", {}),
         "data": {k: ex.plain(cfg.data)[k] for k in ("infer_split", "scales", "infer_long_side")},
     }
@@ -128,12 +130,17 @@ def run(cfg: DictConfig) -> None:
     if ex.is_main_process():
         seconds = time.monotonic() - start
         size = sum((maps / f"{name}.npz").stat().st_size for name in names)
+        loggers = ex.build_loggers(cfg, folder.path, "make_cam")
+        facts = {"images": len(names), "bytes_per_image": size / len(names)}
+        show_facts(loggers, "make_cam", facts)
+        columns = {kind: map_column(maps, kind) for kind in method.kinds}
+        sheet = folder.path / "contact_sheet.png"
+        draw_sheet(image_set, names, cfg.make_cam.pictures, columns, sheet, loggers)
         folder.close(
             kinds=dict(method.kinds),
             notes=method.map_notes(),
-            images=len(names),
             checkpoint=ex.relative(checkpoint),
-            bytes_per_image=size / len(names),
+            **facts,
             seconds=seconds,
         )
         ex.say(
