@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
             continue
         length = int.from_bytes(content[position + 4 : position + 6], "little")
         kind = content[position + 6]
+        if position + 7 + length > len(content):
+            return  # still being written
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -78,7 +81,17 @@ def _wandb_records(path: Path) -> Iterator[bytes]:
             parts = b""
 
 
-def _read_wandb(folder: Path) -> list[WandbFile]:
+def _read_wandb(folder: Path, patience: float = 20.0) -> list[WandbFile]:
+    """Reads until every file has its end: W&B's own process writes on after `finish` returns."""
+    end = time.monotonic() + patience
+    while True:
+        found = _read_wandb_once(folder)
+        if all(one.exit_code is not None for one in found) or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
+
+
+def _read_wandb_once(folder: Path) -> list[WandbFile]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
