@@ -59,14 +59,19 @@ def head(path: Path) -> str:
     return ""
 
 
-def quote_equals(override: str) -> str:
-    """An override whose value holds `=`, as paths of our own runs do, with that value quoted.
+def quote_paths(override: str) -> str:
+    """An override with its value quoted where that holds `=` or `,`, as our own runs' paths do.
 
     Hydra's grammar wants the quotes; who writes `checkpoint=outputs/x/seed=0/train/last.ckpt`
-    should not have to know. What is quoted, a list, a mapping or a sweep's function is left alone.
+    should not have to know. Commas separate values, unless the whole is the path of something that
+    exists. What is quoted, a list, a mapping or a sweep's function is left alone.
     """
     key, equals, value = override.partition("=")
-    if "=" not in value or re.search(r"[\[\]{}()'\"]", value):
+    if re.search(r"[{}()'\"]", value):
+        return override
+    if "/" in value and re.search(r"[,=\[\]]", value) and os.path.exists(value):
+        return f"{key}{equals}'{value}'"
+    if "=" not in value or re.search(r"[\[\]]", value):
         return override
     return key + equals + ",".join(f"'{v}'" if "=" in v else v for v in value.split(","))
 
@@ -256,7 +261,7 @@ def main() -> None:
         return
     # `run.py experiment=x -m stage=a,b`: argparse wants its flags before the overrides.
     flags = [a for a in arguments if a in ("-m", "--multirun")]
-    arguments = [quote_equals(a) for a in arguments if a not in flags]
+    arguments = [quote_paths(a) for a in arguments if a not in flags]
     sys.argv[1:] = flags + arguments
     debug = any(argument.startswith("debug=") for argument in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
