@@ -1,6 +1,7 @@
 """Time and memory of the random walk beside the published dense form, where that fits.
 
     python benchmarks/random_walk.py [--device cuda] [--dense-limit-mb 300] [--repeats 3]
+    python benchmarks/random_walk.py --quick      the smallest size once, to see that it runs
 
 Columns: image size, number of grid cells n, seconds (wall clock and CPU time, best of the repeats),
 peak of additional memory in MB, and the largest difference from the dense form in single precision.
@@ -124,14 +125,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dense-limit-mb", type=float, default=300, help="of one n x n matrix")
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    arguments.repeats = 1 if arguments.quick else arguments.repeats
     torch.set_num_threads(arguments.threads)
     print(
         f"{torch.__version__}, {arguments.device}, {arguments.threads} threads, {CLASSES} classes"
     )
     columns = f"{'wall s':>9} {'CPU s':>7} {'MB':>6}"
     print(f"{'image':>9} {'cells':>6} | sparse {columns} | dense {columns} {'diff':>8}")
-    for size in SIZES:
+    for size in SIZES[:1] if arguments.quick else SIZES:
         maps, edge = scene(size, arguments.device)
         cells = edge.numel()
         sparse, figures = measure(sparse_walk, maps, edge, arguments.repeats, arguments.device)

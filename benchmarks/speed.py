@@ -3,6 +3,7 @@
     python benchmarks/speed.py                                  EfficientNet-Lite0, 16 x 256²
     python benchmarks/speed.py --backbone resnet50 --size 512   the papers' shape
     python benchmarks/speed.py --device cuda
+    python benchmarks/speed.py --quick                          2 x 64², to see that it runs
 
 One process measures all settings, one after the other, on random images, so that the ratios hold
 for the machine as it is at that moment. Training is one step of plain CAM: forward, backward,
@@ -73,7 +74,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each figure")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="also where the CPU is slow in it")
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.size, arguments.batch, arguments.seconds = 64, 2, 0.5
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     image = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
