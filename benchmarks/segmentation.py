@@ -5,8 +5,8 @@
     python benchmarks/segmentation.py --quick                      # to see that it runs
 
 Without --batch it is 5 images on a GPU, deeplab-pytorch's share of an accumulated step, and 1 on a
-CPU. A step is forward at all scales, all losses, backward and the optimizer. Memory is the allocator's
-peak on a GPU, else the process's largest resident set, which includes Python and PyTorch.
+CPU. A step is forward at all scales, all losses, backward and the optimizer. Memory is the
+allocator's peak on a GPU, else the largest resident set, which includes Python and PyTorch.
 """
 
 from __future__ import annotations

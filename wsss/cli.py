@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -232,6 +233,11 @@ def _guarded(work: Callable[[], object], debug: bool) -> int:
     except KeyboardInterrupt:
         fail("stopped; the same command goes on where it was")
         return 130
+    except SystemExit as error:
+        if type(error).__name__ != "SIGTERMException":  # Lightning's, with no exit code
+            raise
+        fail("terminated; the same command goes on where it was")
+        return 128 + signal.SIGTERM
     except Exception as error:
         if debug or not _is_users(error):
             traceback.print_exc()

@@ -24,7 +24,7 @@ from wsss.data.datamodule import WSSSDataModule
 from wsss.errors import WsssError
 from wsss.interop_checkpoint import read_checkpoint
 from wsss.methods.base import SeedMethod
-from wsss.training import CHECKPOINT, SeedEpochs
+from wsss.training import CHECKPOINT, EndOnSigterm, SeedEpochs
 
 # Keys of `data` that are not the data module's own.
 _DATA_ONLY = ("name", "root", "sbd_root", "image_set", "expected_counts", "val_split")
@@ -140,7 +140,7 @@ def build_trainer(
         return pl.Trainer(
             **settings,
             default_root_dir=folder,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndOnSigterm()],
             logger=list(loggers) or False,
             use_distributed_sampler=False,
             enable_progress_bar=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from wsss.progress import Lines, bar
 
@@ -49,6 +50,18 @@ class SeedEpochs(Callback):
         pl.seed_everything(
             (self.seed * 1000 + trainer.current_epoch) * 64 + trainer.global_rank, verbose=False
         )
+
+
+class EndOnSigterm(Callback):
+    """Ends a prediction after the image at which SIGTERM came; Lightning ends trainings alone.
+
+    Without it `kill`, or Slurm at a job's time limit, would be ignored until the last image.
+    """
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave with Lightning's own exception."""
+        if trainer.received_sigterm:
+            raise SIGTERMException
 
 
 class TrainingProgress(Callback):
