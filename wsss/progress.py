@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -38,9 +38,9 @@ class Lines:
         self.done = 0
         self.last_done = 0
 
-    def advance(self, note: str = "") -> None:
-        """Count one; print a line when it is time."""
-        self.done += 1
+    def advance(self, note: str = "", count: int = 1) -> None:
+        """Count one, or `count` that came at once; print a line when it is time."""
+        self.done += count
         now = time.monotonic()
         if now - self.last >= self.every or self.done == self.total:
             self.last, self.last_done = now, self.done
@@ -72,13 +72,19 @@ def bar(console: Console | None = None) -> Progress:
     )
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
     """Yield `items`, showing how far the work is and how long it will still take.
 
     Args:
         items: what to go through.
         description: a few words, e.g. `make_cam`.
-        total: how many there are; read off `items` where it has a length.
+        total: how much there is; read off `items` where it has a length.
+        size: how much of the total an item is.
     """
     if total is None:
         try:
@@ -87,9 +93,12 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
             total = None
     if sys.stdout.isatty():
         with bar() as progress:
-            yield from progress.track(items, total=total, description=description)
+            task = progress.add_task(description, total=total)
+            for item in items:
+                yield item
+                progress.advance(task, size(item))
         return
     lines = Lines(description, total)
     for item in items:
         yield item
-        lines.advance()
+        lines.advance(count=size(item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -37,8 +38,14 @@ def parallel(
         workers = cores()
     if workers < 2 or len(items) < 2:
         return [function(item) for item in track(items, description)]
-    chunk = max(1, min(32, len(items) // (4 * workers)))
+    length = max(1, min(16, len(items) // (8 * workers)))
+    chunks = [items[i : i + length] for i in range(0, len(items), length)]
     # The processes fill the cores: threads in each of them would only wait for one another.
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = pool.map(function, items, chunksize=chunk)
-        return list(track(results, description, total=len(items)))
+        results = pool.map(partial(_each, function), chunks)
+        # A chunk counts as what it is: one item after a minute is not an estimate of the rest.
+        return [r for chunk in track(results, description, len(items), len) for r in chunk]
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
