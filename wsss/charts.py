@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from wsss.artifacts import atomic
 
 NAMED_CELLS = 30  # confusion matrices up to this many labels have their names on both axes
+LONG_LABEL = 32  # characters; longer ones stand in a legend one below the other
 
 
 def series(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, tuple[list, list]]:
@@ -101,16 +102,19 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
         `path`.
     """
     names = list(next(iter(rows.values()))["iou"])
-    figure = _figure(7, 1.2 + 0.1 * len(names) * (len(rows) + 1))
+    labels = [f"{row}: mean {scores['miou']:.2f}" for row, scores in rows.items()]
+    columns = 1 if max(len(label) for label in labels) > LONG_LABEL else min(len(rows), 2)
+    lines = -(-len(rows) // columns)
+    figure = _figure(7, 1.0 + 0.2 * lines + 0.1 * len(names) * (len(rows) + 1))
     axis = figure.subplots()
     height = 0.8 / len(rows)
-    for number, (row, scores) in enumerate(rows.items()):
+    for number, scores in enumerate(rows.values()):
         places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
         values = [scores["iou"][name] or 0.0 for name in names]
-        axis.barh(places, values, height, label=f"{row}: mean {scores['miou']:.2f}")
+        axis.barh(places, values, height, label=labels[number])
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
-    figure.legend(loc="outside upper center", ncols=min(len(rows), 2))
+    figure.legend(loc="outside upper center", ncols=columns)
     return _save(figure, path)
 
 

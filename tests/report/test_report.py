@@ -102,9 +102,11 @@ def test_the_figures_are_those_of_the_stages_over_seeds(sweep) -> None:
     assert first[2] == spread([one["pacam"]["miou"] for one in ours])
     assert first[3] == spread([max(one["pacam"]["curve"]["miou"]) for one in ours])
     assert first[-1] == "2"
-    row = rows_of(masks.markdown())[1]
-    assert row[1] == first[2] and row[3] == spread([one["crf"]["miou"] for one in ours])
-    assert row[5] == "not run"
+    heading, row, *_ = rows_of(masks.markdown())
+    found = dict(zip(heading, row, strict=True))
+    assert found["seed"] == first[2]
+    assert found["+ CRF"] == spread([one["crf"]["miou"] for one in ours])
+    assert found["pseudo mask"] == "not run"
     row = rows_of(segmentation.markdown())[1]
     assert row[1:4] == ["val", "imagenet", spread([one["network"]["miou"] for one in ours])]
     ours_beside = next(r for r in rows_of(beside.markdown()) if r[2] == "cpal_voc")
@@ -121,11 +123,13 @@ def test_published_numbers_stand_beside_the_same_setting_on_the_same_data_only(t
     shown = {}
     for run in ("cpal_voc", "elsewhere", "cpal_coco"):
         made = tables(gather([tmp_path / run]))
-        shown |= {r[0]: r for t in made if t.title == "Seeds" for r in rows_of(t.markdown())}
+        for heading, *rows in (rows_of(t.markdown()) for t in made if t.title == "Seeds"):
+            shown |= {r[0]: dict(zip(heading, r, strict=True)) for r in rows}
         assert any(t.title.startswith("Published") for t in made) == (run == "cpal_voc")
-    assert shown["cpal_voc"][5] == "62.5"
-    assert shown["cpal_voc method.tau=0.2"][5] == "–"
-    assert shown["elsewhere"][5] == shown["cpal_coco"][5] == "–"
+    assert shown["cpal_voc"]["published"] == "62.5"
+    assert shown["cpal_voc method.tau=0.2"]["published"] == "–"
+    for run in ("elsewhere", "cpal_coco"):  # a column of dashes is none
+        assert "published" not in shown[run] and shown[run]["seeds"] == "1"
     # CPAL, Table 4 and 5.
     assert published()["voc"]["cpal_voc"]["seg"] == {"val": 71.8, "test": 72.1}
 
@@ -143,10 +147,14 @@ def test_a_score_on_part_of_the_images_stands_beside_nothing_published(tmp_path)
             write_json(path, {**read_json(path), "images": images})
         made = {t.title: rows_of(t.markdown()) for t in tables(gather([tmp_path / "cpal_voc"]))}
         beside = next(r for r in made["Published on this data"] if r[2] == "cpal_voc")
-        shown[images] = (made["Seeds"][-1][5], made["Segmentation"][1][5], beside[-2])
-    assert shown[1464][0] == "62.5" and shown[1464][1] == "–"  # 1464 images are not all of val
+        found = (
+            dict(zip(made[title][0], made[title][-1], strict=True)).get("published")
+            for title in ("Seeds", "Segmentation")
+        )
+        shown[images] = (*found, beside[-2])
+    assert shown[1464][:2] == ("62.5", None)  # 1464 images are not all of val
     assert shown[1464][2] != "not run"
-    assert shown[110] == ("–", "–", "not run")
+    assert shown[110] == (None, None, "not run")
 
 
 def test_the_settings_of_a_report_are_not_taken_for_those_of_the_run(tmp_path) -> None:
@@ -166,7 +174,15 @@ def test_a_stage_made_by_changed_code_is_marked(tmp_path) -> None:
     path = tmp_path / "r" / "default" / "crf" / "manifest.json"
     write_json(path, {**read_json(path), "revision": "0123456789ab+"})
     settings = gather([tmp_path / "r"])
-    assert "0123456789ab+" in render("r", settings, tables(settings))
+    page = render("r", settings, tables(settings))
+    assert "code 0123456789ab+" in page and ", 0123456789ab+" not in page  # once for all stages
+    stage(tmp_path / "r" / "default", "irn_masks", {"irn_masks": figures(np.random.default_rng(1))})
+    path = tmp_path / "r" / "default" / "irn_masks" / "manifest.json"
+    write_json(path, {**read_json(path), "revision": "ba9876543210"})
+    settings = gather([tmp_path / "r"])
+    page = render("r", settings, tables(settings))
+    for revision in ("0123456789ab+", "ba9876543210"):
+        assert f", {revision}" in page and f"code {revision}" not in page
 
 
 def test_markdown_cells_keep_their_bars() -> None:

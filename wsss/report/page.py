@@ -109,6 +109,11 @@ def comparison(settings: Sequence[Setting]) -> list[Picture]:
         stage = setting.jobs[0].stage("eval_cam")
         if stage is not None and stage.state == "finished" and stage.scores:
             rows[setting.title] = stage.scores[stage.main]
+    if len({setting.run for setting in settings}) == 1:  # what they share tells nothing
+        rows = {
+            title.removeprefix(settings[0].run).strip() or title: scores
+            for title, scores in rows.items()
+        }
     comparable = len({tuple(row.get("iou", ())) for row in rows.values()}) == 1
     if not 2 <= len(rows) <= MOST_COMPARED or not comparable:
         return []
@@ -142,11 +147,20 @@ def _about(setting: Setting) -> str:
     ):
         if config.get(key):
             parts.append(f"{what} {config[key]}")
+    revisions = _revisions(setting)
+    if len(revisions) == 1:
+        parts.append(f"code {revisions.pop()}")
     return ", ".join(parts)
 
 
-def _state(stage: Stage | None) -> tuple[str, str]:
-    """Class and text of a cell of the table of stages."""
+def _revisions(setting: Setting) -> set[str]:
+    """Revisions of the code that made the stages; `+`: of a changed working tree."""
+    manifests = [s.manifest for job in setting.jobs for s in job.stages if s.manifest]
+    return {str(m["revision"]) for m in manifests if m.get("revision")}
+
+
+def _state(stage: Stage | None, revision: bool) -> tuple[str, str]:
+    """Class and text of a cell of the table of stages, with the code's revision or without."""
     if stage is None:
         return "none", "not run"
     if stage.state != "finished":
@@ -159,13 +173,14 @@ def _state(stage: Stage | None) -> tuple[str, str]:
         parts.append(f"{manifest['images']} images")
     if "seconds" in manifest:
         parts.append(duration(manifest["seconds"]))
-    if "revision" in manifest:
-        parts.append(str(manifest["revision"]))  # `+`: of a changed working tree
+    if revision and "revision" in manifest:
+        parts.append(str(manifest["revision"]))
     return "finished", ", ".join(parts) or "finished"
 
 
 def _entry(setting: Setting) -> dict[str, Any]:
     first = setting.jobs[0]
+    revisions = _revisions(setting)
     charts: list[Picture] = []
     sheets: list[Picture] = []
     for stage in first.stages:
@@ -181,7 +196,7 @@ def _entry(setting: Setting) -> dict[str, Any]:
         "about": _about(setting),
         "jobs": [job.folder.name for job in setting.jobs],
         "stages": [
-            (name, [_state(job.stage(name)) for job in setting.jobs])
+            (name, [_state(job.stage(name), len(revisions) > 1) for job in setting.jobs])
             for name in setting.stage_names()
         ],
         "charts": charts,

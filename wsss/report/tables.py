@@ -36,6 +36,21 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers: int
 
+    def without_empty_published(self) -> Table:
+        """The table without columns `published` in which there is nothing but dashes."""
+        kept = [
+            i
+            for i, name in enumerate(self.columns)
+            if name != "published" or any(row[i] != NONE for row in self.rows)
+        ]
+        return Table(
+            self.title,
+            self.note,
+            tuple(self.columns[i] for i in kept),
+            tuple(tuple(row[i] for i in kept) for row in self.rows),
+            self.numbers - (len(self.columns) - len(kept)),
+        )
+
     def markdown(self) -> str:
         """The table in Markdown, columns aligned."""
         lines = [[c.replace("|", "\\|") for c in row] for row in (self.columns, *self.rows)]
@@ -213,4 +228,4 @@ def tables(settings: Sequence[Setting]) -> list[Table]:
         segmentation_table(settings),
         published_table(settings),
     )
-    return [table for table in made if table is not None]
+    return [table.without_empty_published() for table in made if table is not None]
