@@ -12,6 +12,7 @@ from wsss import charts
 from wsss.charts import (
     draw_class_bars,
     draw_confusion,
+    draw_steps,
     draw_threshold_curves,
     draw_training,
     series,
@@ -55,11 +56,41 @@ def test_training_figures_are_losses_and_rates(tmp_path: Path, drawn: list[Figur
 
 def test_a_threshold_curve_marks_its_best_point(tmp_path: Path, drawn: list[Figure]) -> None:
     curve = {"threshold": [0.1, 0.2, 0.3], "miou": [1.0, 3.0, 2.0]}
-    row = {"curve": curve, "miou_best_threshold": 3.0, "best_threshold": 0.2}
-    draw_threshold_curves({"cam": row}, tmp_path / "a.png")
+    draw_threshold_curves({"cam": {"curve": curve}}, tmp_path / "a.png")
+    assert not drawn[0].axes[0].collections, "no band without a spread"
     line, mark = drawn[0].axes[0].lines
     assert line.get_xydata().tolist() == [[0.1, 1], [0.2, 3], [0.3, 2]]
     assert mark.get_xydata().tolist() == [[0.2, 3]]
+
+
+def test_a_spread_over_seeds_is_a_band_and_error_bars(tmp_path: Path, drawn: list[Figure]) -> None:
+    curve = {"threshold": [0.1, 0.2], "miou": [10.0, 30.0], "miou_spread": [1.0, 2.0]}
+    draw_threshold_curves({"cam": {"curve": curve}}, tmp_path / "a.png")
+    (band,) = drawn[0].axes[0].collections
+    (outline,) = band.get_paths()
+    assert {tuple(p) for p in outline.vertices.tolist()} == {
+        (0.1, 9),
+        (0.1, 11),
+        (0.2, 28),
+        (0.2, 32),
+    }
+    row = {"iou": {"cat": 20.0, "background": 80.0}, "iou_spread": {"cat": 3.0, "background": 1.0}}
+    draw_class_bars({"cam": row | {"miou": 50.0}}, tmp_path / "b.png")
+    (bars,) = drawn[1].axes[0].collections
+    assert [ends[:, 0].tolist() for ends in bars.get_segments()] == [[79, 81], [17, 23]]
+
+
+def test_steps_are_a_line_of_means_and_a_point_for_every_seed(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    rows = {"a": {"seeds": [40.0, 42.0], "masks": [50.0]}, "b": {"masks": [60.0, 70.0]}}
+    draw_steps(rows, tmp_path / "a.png")
+    axis = drawn[0].axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["seeds", "masks"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    shown = [line.get_ydata() for line in axis.lines]
+    assert [list(map(float, one)) for one in shown] == [[41, 50], [40, 42], [50], [65], [60, 70]]
+    assert [round(float(line.get_xdata()[-1])) for line in axis.lines] == [1, 0, 1, 1, 1]
 
 
 def test_bars_are_every_class_of_every_row(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from wsss.artifacts import atomic
 
 NAMED_CELLS = 30  # confusion matrices up to this many labels have their names on both axes
+ERROR_BARS = {"lw": 0.8, "capsize": 1.5, "ecolor": "0.3"}
 LONG_LABEL = 32  # characters; longer ones stand in a legend one below the other
 
 
@@ -68,10 +69,11 @@ def draw_training(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]
 
 
 def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Write the mIoU (%) at every constant background threshold, one line for each kind of map.
+    """Write the mIoU (%) at every constant background threshold, one line for each row of scores.
 
     Args:
-        rows: for each kind of map its scores, with `curve` and `best_threshold`.
+        rows: for each row its `curve`: `threshold`, `miou` and, where it is a mean over seeds,
+            `miou_spread`, which is drawn as a band. The best point is marked and told.
         path: PNG to write.
 
     Returns:
@@ -80,11 +82,15 @@ def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> 
     figure = _figure(7, 4)
     axis = figure.subplots()
     for kind, scores in rows.items():
-        curve = scores["curve"]
-        best, at = scores["miou_best_threshold"], scores["best_threshold"]
-        label = f"{kind}: {best:.2f} at {at:.2f}"
-        (line,) = axis.plot(curve["threshold"], curve["miou"], label=label)
-        axis.plot([at], [best], "o", color=line.get_color())
+        at, miou = (np.asarray(scores["curve"][key]) for key in ("threshold", "miou"))
+        best = int(miou.argmax())
+        label = f"{kind}: {miou[best]:.2f} at {at[best]:.2f}"
+        (line,) = axis.plot(at, miou, label=label)
+        axis.plot(at[[best]], miou[[best]], "o", color=line.get_color())
+        spread = np.asarray(scores["curve"].get("miou_spread", [0.0]))
+        if spread.any():
+            color = line.get_color()
+            axis.fill_between(at, miou - spread, miou + spread, color=color, alpha=0.2, lw=0)
     axis.set(xlabel="background threshold (chosen on these masks)", ylabel="mIoU (%)")
     axis.legend()
     return _save(figure, path)
@@ -94,14 +100,15 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     """Write every class's IoU (%), one bar for each row of scores.
 
     Args:
-        rows: for each row its scores: `iou` by class name (None where a class does not occur) and
-            `miou`.
+        rows: for each row its scores: `iou` by class name (None where a class does not occur),
+            `miou` and, where they are means over seeds, `iou_spread`, drawn as error bars. The
+            background stands first.
         path: PNG to write.
 
     Returns:
         `path`.
     """
-    names = list(next(iter(rows.values()))["iou"])
+    names = sorted(next(iter(rows.values()))["iou"], key=lambda name: name != "background")
     labels = [f"{row}: mean {scores['miou']:.2f}" for row, scores in rows.items()]
     columns = 1 if max(len(label) for label in labels) > LONG_LABEL else min(len(rows), 2)
     lines = -(-len(rows) // columns)
@@ -111,10 +118,40 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     for number, scores in enumerate(rows.values()):
         places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
         values = [scores["iou"][name] or 0.0 for name in names]
-        axis.barh(places, values, height, label=labels[number])
+        spread = [scores.get("iou_spread", {}).get(name, 0.0) for name in names]
+        errors = {"xerr": spread, "error_kw": ERROR_BARS} if any(spread) else {}
+        axis.barh(places, values, height, label=labels[number], **errors)
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
     figure.legend(loc="outside upper center", ncols=columns)
+    return _save(figure, path)
+
+
+def draw_steps(rows: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
+    """Write the mIoU (%) from step to step of the chain, a line of means for each setting.
+
+    Args:
+        rows: for each setting, for each step that it has, in order, the figures of all its seeds.
+            Every seed is a point.
+        path: PNG to write.
+
+    Returns:
+        `path`.
+    """
+    names = list(dict.fromkeys(name for steps in rows.values() for name in steps))
+    figure = _figure(7, 4)
+    axis = figure.subplots()
+    for number, (setting, steps) in enumerate(rows.items()):
+        shift = 0.08 * (number - (len(rows) - 1) / 2)  # points of several settings side by side
+        places = [names.index(name) + shift for name in steps]
+        means = [float(np.mean(values)) for values in steps.values()]
+        (line,) = axis.plot(places, means, "_-", ms=12, mew=2, lw=1, label=setting)
+        for place, values in zip(places, steps.values(), strict=True):
+            axis.plot([place] * len(values), values, ".", color=line.get_color(), alpha=0.6)
+    axis.set_xticks(range(len(names)), names)
+    axis.set(ylabel="mIoU (%)", xlim=(-0.5, len(names) - 0.5))
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
     return _save(figure, path)
 
 

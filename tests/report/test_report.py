@@ -16,7 +16,7 @@ from wsss.artifacts import read_json, write_json
 from wsss.errors import WsssError
 from wsss.logs import write_metrics
 from wsss.report.gather import differing, gather
-from wsss.report.page import label_names, render
+from wsss.report.page import chain_of, label_names, render
 from wsss.report.tables import Table, published, tables
 
 LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
@@ -113,6 +113,62 @@ def test_the_figures_are_those_of_the_stages_over_seeds(sweep) -> None:
     assert ours_beside[-2] == first[2]
     others = [r for r in rows_of(beside.markdown())[1:] if r[2] != "cpal_voc"]
     assert others and all(r[-2] == "not run" for r in others)
+
+
+def test_means_over_seeds_are_those_of_every_class_and_threshold(sweep) -> None:
+    run, ours = sweep
+    setting = next(s for s in gather([run]) if not s.overrides)
+    mean = setting.averaged("eval_cam")
+    a, b = (one["pacam"] for one in ours)
+    assert mean["miou"] == pytest.approx((a["miou"] + b["miou"]) / 2)
+    for name in LABELS:
+        assert mean["iou"][name] == pytest.approx((a["iou"][name] + b["iou"][name]) / 2)
+        half = abs(a["iou"][name] - b["iou"][name]) / 2  # of two: sd = half the gap * sqrt 2
+        assert mean["iou_spread"][name] == pytest.approx(half * 2**0.5)
+    both = np.array([a["curve"]["miou"], b["curve"]["miou"]])
+    assert mean["curve"]["miou"] == pytest.approx(both.mean(0))
+    assert mean["curve"]["miou_spread"] == pytest.approx(both.std(0, ddof=1))
+    assert setting.averaged("irn_masks") == {}
+
+
+def test_a_class_that_a_seed_does_not_have_is_averaged_over_the_others(sweep) -> None:
+    run, ours = sweep
+    path = run / "seed=1" / "eval_cam" / "metrics.json"
+    metrics = read_json(path)
+    metrics["kinds"]["pacam"]["iou"]["zebra"] = None
+    metrics["kinds"]["pacam"]["curve"]["threshold"][0] = 0.05
+    write_json(path, metrics)
+    setting = next(s for s in gather([run]) if not s.overrides)
+    mean = setting.averaged("eval_cam")
+    assert mean["iou"]["zebra"] == ours[0]["pacam"]["iou"]["zebra"]
+    assert mean["iou_spread"]["zebra"] == 0
+    assert "curve" not in mean, "of other thresholds"
+
+
+def test_the_chain_has_every_seed_of_every_step_in_order(sweep) -> None:
+    run, ours = sweep
+    setting = next(s for s in gather([run]) if not s.overrides)
+    chain = chain_of(setting)
+    assert list(chain) == ["seeds", "+ CRF", "val: network", "val: + CRF"]
+    assert chain["seeds"] == [one["pacam"]["miou"] for one in ours]
+    assert chain["val: network"] == [one["network"]["miou"] for one in ours]
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_says_so(sweep) -> None:
+    run, ours = sweep
+    write_json(run / "seed=1" / "crf" / "failed.json", {"reason": "killed"})
+    (run / "seed=1" / "crf" / "manifest.json").unlink()
+    rng = np.random.default_rng(5)
+    masks = [figures(rng), figures(rng)]
+    for seed, one in enumerate(masks):
+        stage(run / f"seed={seed}", "irn_masks", {"seed": ours[seed]["pacam"], "irn_masks": one})
+    table = next(t for t in tables(gather([run])) if t.title == "Pseudo masks")
+    heading, row, *_ = rows_of(table.markdown())
+    found = dict(zip(heading, row, strict=True))
+    assert found["+ CRF"] == f"{ours[0]['crf']['miou']:.2f} (1 of 2)"
+    assert found["seed"] == spread([one["pacam"]["miou"] for one in ours])
+    assert found["pseudo mask"] == spread([one["miou"] for one in masks])
+    assert found["seeds"] == "2"
 
 
 def test_published_numbers_stand_beside_the_same_setting_on_the_same_data_only(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,6 +202,34 @@ class Setting:
                     found.append(float(value))
         return found
 
+    def averaged(self, stage: str) -> dict[str, Any]:
+        """The main scores of a stage, means over the seeds that have ended it.
+
+        Returns:
+            `miou` and, where all seeds have them for the same classes and thresholds, `iou` and
+            `iou_spread` by class and `curve` with `threshold`, `miou` and `miou_spread`; the
+            spreads are sample standard deviations, 0 for a single seed. Empty if there is none.
+        """
+        ended = [one for job in self.jobs if (one := job.stage(stage)) and one.state == "finished"]
+        scores = [one.scores[one.main] for one in ended if one.scores]
+        if not scores:
+            return {}
+        found: dict[str, Any] = {"miou": statistics.fmean(one["miou"] for one in scores)}
+        if all("iou" in one for one in scores) and len({tuple(one["iou"]) for one in scores}) == 1:
+            columns = {name: [one["iou"][name] for one in scores] for name in scores[0]["iou"]}
+            known = {k: [v for v in values if v is not None] for k, values in columns.items()}
+            found["iou"] = {k: statistics.fmean(v) if v else None for k, v in known.items()}
+            found["iou_spread"] = {k: _deviation(v) for k, v in known.items()}
+        curves = [one.get("curve") for one in scores]
+        if all(curves) and all(c["threshold"] == curves[0]["threshold"] for c in curves):
+            points = list(zip(*(c["miou"] for c in curves), strict=True))
+            found["curve"] = {
+                "threshold": curves[0]["threshold"],
+                "miou": [statistics.fmean(p) for p in points],
+                "miou_spread": [_deviation(p) for p in points],
+            }
+        return found
+
     def rows(self, stage: str) -> list[str]:
         """Names of the rows of scores that a stage has in any seed."""
         names: dict[str, None] = {}
@@ -222,6 +251,10 @@ class Setting:
             if behind:
                 lines.append(f"{job.folder.name}: {', '.join(behind)} not run")
         return lines
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from PIL import Image
 from wsss.charts import (
     draw_class_bars,
     draw_confusion,
+    draw_steps,
     draw_threshold_curves,
     draw_training,
 )
@@ -103,28 +104,45 @@ def charts_of(stage: Stage) -> list[Picture]:
 
 
 def comparison(settings: Sequence[Setting]) -> list[Picture]:
-    """Classes and thresholds of several settings in one figure each, of the first seed's seeds."""
-    rows: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        stage = setting.jobs[0].stage("eval_cam")
-        if stage is not None and stage.state == "finished" and stage.scores:
-            rows[setting.title] = stage.scores[stage.main]
-    if len({setting.run for setting in settings}) == 1:  # what they share tells nothing
-        rows = {
-            title.removeprefix(settings[0].run).strip() or title: scores
-            for title, scores in rows.items()
-        }
-    comparable = len({tuple(row.get("iou", ())) for row in rows.values()}) == 1
-    if not 2 <= len(rows) <= MOST_COMPARED or not comparable:
+    """The steps of the chain, classes and thresholds of several settings in one figure each."""
+    if not 2 <= len(settings) <= MOST_COMPARED:
         return []
+    titles = [setting.title for setting in settings]
+    if len({setting.run for setting in settings}) == 1:  # what they share tells nothing
+        titles = [title.removeprefix(settings[0].run).strip() or title for title in titles]
+    named = dict(zip(titles, settings, strict=True))
+    several = ", means over seeds" if any(len(setting.jobs) > 1 for setting in settings) else ""
+    steps = {title: chain for title, one in named.items() if (chain := chain_of(one))}
+    seeds = {title: scores for title, one in named.items() if (scores := one.averaged("eval_cam"))}
+    comparable = {tuple(scores.get("iou", ())) for scores in seeds.values()}
+    made = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        classes = draw_class_bars(rows, folder / "classes.png")
-        made = [(classes, "IoU of the seeds by class")]
-        if all("curve" in row for row in rows.values()):
-            curve = draw_threshold_curves(rows, folder / "curve.png")
-            made.append((curve, "mIoU of the seeds by background threshold"))
+        if sum(len(one) > 1 for one in steps.values()) > 1:
+            each = ", each seed a point" if several else ""
+            path = draw_steps(steps, folder / "steps.png")
+            made.append((path, f"mIoU from step to step{several}{each}"))
+        if len(seeds) > 1 and len(comparable) == 1 and comparable != {()}:
+            path = draw_class_bars(seeds, folder / "classes.png")
+            made.append((path, f"IoU of the seeds by class{several}"))
+        if len(seeds) > 1 and all("curve" in scores for scores in seeds.values()):
+            path = draw_threshold_curves(seeds, folder / "curve.png")
+            what = "mIoU of the seeds by background threshold"
+            made.append((path, what + (f"{several}, one threshold for all" if several else "")))
         return [embed(path, what, CHART_WIDTH, False) for path, what in made]
+
+
+def chain_of(setting: Setting) -> dict[str, list[float]]:
+    """The figures of all seeds of each step of the chain that a setting has, in order."""
+    seeds = setting.rows("eval_cam")
+    places = [("seeds", "eval_cam", seeds[-1])] if seeds else []
+    places += [("+ CRF", "crf", "crf"), ("pseudo masks", "irn_masks", "irn_masks")]
+    for stage in setting.stage_names():
+        name, _, split = stage.partition("/")
+        if name == "seg_eval":
+            places += [(f"{split}: network", stage, "network"), (f"{split}: + CRF", stage, "crf")]
+    found = {what: setting.values(stage, row) for what, stage, row in places}
+    return {what: values for what, values in found.items() if values}
 
 
 def label_names(scores: dict[str, Any]) -> list[str]:
@@ -229,7 +247,6 @@ def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> 
         title=title,
         summary=f"{len(settings)} settings, {jobs} runs; made {made}",
         tables=tables,
-        several_seeds=any(len(setting.jobs) > 1 for setting in settings),
         notes=NOTES,
         gaps=gaps,
         comparison=comparison(settings),

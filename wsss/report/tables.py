@@ -87,9 +87,17 @@ def published_figure(setting: Setting, stage: str, *keys: str) -> str:
     return f"{value:g}" if isinstance(value, int | float) else NONE
 
 
-def cell(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation over seeds, or `not run`."""
-    return spread(values) if values else NOT_RUN
+def cell(values: Sequence[float], seeds: int | None = None) -> str:
+    """Mean and sample standard deviation over seeds, or `not run`.
+
+    Args:
+        values: one for each seed that has it.
+        seeds: how many seeds the row has; a cell with fewer says so.
+    """
+    if not values:
+        return NOT_RUN
+    fewer = seeds is not None and len(values) < seeds
+    return f"{spread(values)} ({len(values)} of {seeds})" if fewer else spread(values)
 
 
 def seed_table(settings: Sequence[Setting]) -> Table | None:
@@ -128,17 +136,18 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
         crf, mask = setting.values("crf", "crf"), setting.values("irn_masks", "irn_masks")
         if not crf and not mask:
             continue
-        seed = setting.values("crf", "seed") or setting.values("irn_masks", "seed")
+        seed = max(setting.values("crf", "seed"), setting.values("irn_masks", "seed"), key=len)
+        seeds = max(len(crf), len(mask))
         rows.append(
             (
                 setting.title,
-                cell(seed),
+                cell(seed, seeds),
                 published_figure(setting, "crf" if crf else "irn_masks", "seed"),
-                cell(crf),
+                cell(crf, seeds),
                 published_figure(setting, "crf", "crf"),
-                cell(mask),
+                cell(mask, seeds),
                 published_figure(setting, "irn_masks", "mask"),
-                str(max(len(crf), len(mask))),
+                str(seeds),
             )
         )
     if not rows:
@@ -177,7 +186,7 @@ def segmentation_table(settings: Sequence[Setting]) -> Table | None:
                     split,
                     ", ".join(sorted(starts)),
                     cell(plain),
-                    cell(setting.values(stage, "crf")),
+                    cell(setting.values(stage, "crf"), len(plain)),
                     published_figure(setting, stage, "seg", split),
                     str(len(plain)),
                 )
