@@ -119,8 +119,8 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
         places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
         values = [scores["iou"][name] or 0.0 for name in names]
         spread = [scores.get("iou_spread", {}).get(name, 0.0) for name in names]
-        errors = {"xerr": spread, "error_kw": ERROR_BARS} if any(spread) else {}
-        axis.barh(places, values, height, label=labels[number], **errors)
+        errors = spread if any(spread) else None
+        axis.barh(places, values, height, label=labels[number], xerr=errors, error_kw=ERROR_BARS)
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
     figure.legend(loc="outside upper center", ncols=columns)

@@ -220,8 +220,9 @@ class Setting:
             known = {k: [v for v in values if v is not None] for k, values in columns.items()}
             found["iou"] = {k: statistics.fmean(v) if v else None for k, v in known.items()}
             found["iou_spread"] = {k: _deviation(v) for k, v in known.items()}
-        curves = [one.get("curve") for one in scores]
-        if all(curves) and all(c["threshold"] == curves[0]["threshold"] for c in curves):
+        curves = [one["curve"] for one in scores if "curve" in one]
+        same = all(c["threshold"] == curves[0]["threshold"] for c in curves)
+        if len(curves) == len(scores) and same:
             points = list(zip(*(c["miou"] for c in curves), strict=True))
             found["curve"] = {
                 "threshold": curves[0]["threshold"],
