@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from wsss import experiment as ex
-from wsss.artifacts import StageFolder, atomic, require, write_json
+from wsss.artifacts import MANIFEST, StageFolder, atomic, require, write_json
 from wsss.dashboard import show_scores
 from wsss.data.masks import write_mask
 from wsss.progress import duration, track
@@ -158,17 +158,14 @@ def _score(
     """Scores of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
     workers, classes = cfg.refine.workers, image_set.classes
     seeds = chain.SeedScore(image_set, source, cfg.eval_cam.background)
-    result: dict[str, Any] = {
-        "seed": chain.miou(seeds, names, workers, classes, "irn_masks: raw seeds"),
-        "irn_masks": chain.miou(
-            chain.MaskScore(image_set, masks), names, workers, classes, "irn_masks: pseudo masks"
-        ),
-        "images": len(names),
-        "image_labels_known": True,
-    }
+    scored: dict[str, tuple[Callable[[str], np.ndarray], str]] = {"seed": (seeds, "raw seeds")}
     crf = ex.stage_folder(cfg, "crf")
-    if (crf / "manifest.json").is_file():
-        result["crf"] = chain.miou(
-            chain.MaskScore(image_set, crf / chain.MASKS), names, workers, classes, "irn_masks: crf"
-        )
+    if (crf / MANIFEST).is_file():
+        scored["crf"] = (chain.MaskScore(image_set, crf / chain.MASKS), "crf")
+    scored["irn_masks"] = (chain.MaskScore(image_set, masks), "pseudo masks")
+    result: dict[str, Any] = {
+        row: chain.miou(score, names, workers, classes, f"irn_masks: {what}")
+        for row, (score, what) in scored.items()
+    }
+    result |= {"images": len(names), "image_labels_known": True}
     return result
