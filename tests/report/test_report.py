@@ -15,9 +15,9 @@ from PIL import Image
 from wsss.artifacts import read_json, write_json
 from wsss.errors import WsssError
 from wsss.logs import write_metrics
-from wsss.report.gather import differing, gather
+from wsss.report.gather import differing, gather, without_seed
 from wsss.report.page import chain_of, label_names, render
-from wsss.report.tables import Table, published, tables
+from wsss.report.tables import Table, cell, published, tables
 
 LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
 
@@ -113,6 +113,34 @@ def test_the_figures_are_those_of_the_stages_over_seeds(sweep) -> None:
     assert ours_beside[-2] == first[2]
     others = [r for r in rows_of(beside.markdown())[1:] if r[2] != "cpal_voc"]
     assert others and all(r[-2] == "not run" for r in others)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [("default", ""), ("seed=3", ""), ("a=1,seed=3,b=2", "a=1,b=2"), ("my_seed=1", "my_seed=1")],
+)
+def test_only_the_seed_is_left_out(overrides: str, left: str) -> None:
+    assert without_seed(overrides) == left
+
+
+def test_a_single_value_has_no_deviation() -> None:
+    assert cell([41.234]) == "41.23"
+    assert cell([40.0, 42.0]) == "41.00 ± 1.41"
+
+
+def test_the_main_row_is_the_one_that_the_stage_names(sweep) -> None:
+    run, ours = sweep
+    for seed in (0, 1):
+        path = run / f"seed={seed}" / "eval_cam" / "metrics.json"
+        write_json(path, {**read_json(path), "main": "cam"})
+    setting = next(s for s in gather([run]) if not s.overrides)
+    means = [one["cam"]["miou"] for one in ours]
+    assert setting.main("eval_cam") == "cam" and setting.main("irn_masks") == ""
+    assert chain_of(setting)["seeds"] == means
+    assert setting.averaged("eval_cam")["miou"] == pytest.approx(np.mean(means))
+    seeds = rows_of(tables(gather([run]))[0].markdown())
+    shown = {r[1]: dict(zip(seeds[0], r, strict=True))["published"] for r in seeds[1:3]}
+    assert shown == {"cam": "62.5", "pacam": "–"}
 
 
 def test_means_over_seeds_are_those_of_every_class_and_threshold(sweep) -> None:

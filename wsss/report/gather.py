@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from wsss.artifacts import MANIFEST, STARTED, flatten, read_json
 from wsss.errors import WsssError
-from wsss.evaluation.tables import without_seed
 
 ORDER = (
     "prepare",
@@ -194,13 +193,15 @@ class Setting:
     def values(self, stage: str, row: str, figure: str = "miou") -> list[float]:
         """A figure of every seed whose stage has ended."""
         found = []
-        for job in self.jobs:
-            one = job.stage(stage)
-            if one is not None and one.state == "finished" and row in one.scores:
-                value = one.scores[row].get(figure)
-                if value is not None:
-                    found.append(float(value))
+        for one in self._ended(stage):
+            value = one.scores.get(row, {}).get(figure)
+            if value is not None:
+                found.append(float(value))
         return found
+
+    def main(self, stage: str) -> str:
+        """The row of scores that stands for a stage; empty if no seed has scores."""
+        return next((one.main for one in self._ended(stage)), "")
 
     def averaged(self, stage: str) -> dict[str, Any]:
         """The main scores of a stage, means over the seeds that have ended it.
@@ -210,8 +211,7 @@ class Setting:
             `iou_spread` by class and `curve` with `threshold`, `miou` and `miou_spread`; the
             spreads are sample standard deviations, 0 for a single seed. Empty if there is none.
         """
-        ended = [one for job in self.jobs if (one := job.stage(stage)) and one.state == "finished"]
-        scores = [one.scores[one.main] for one in ended if one.scores]
+        scores = [one.scores[one.main] for one in self._ended(stage)]
         if not scores:
             return {}
         found: dict[str, Any] = {"miou": statistics.fmean(one["miou"] for one in scores)}
@@ -234,11 +234,14 @@ class Setting:
     def rows(self, stage: str) -> list[str]:
         """Names of the rows of scores that a stage has in any seed."""
         names: dict[str, None] = {}
-        for job in self.jobs:
-            one = job.stage(stage)
-            if one is not None and one.state == "finished":
-                names.update(dict.fromkeys(one.scores))
+        for one in self._ended(stage):
+            names.update(dict.fromkeys(one.scores))
         return list(names)
+
+    def _ended(self, stage: str) -> list[Stage]:
+        """A stage of each seed that has ended it with scores."""
+        found = (job.stage(stage) for job in self.jobs)
+        return [one for one in found if one and one.state == "finished" and one.scores]
 
     def gaps(self) -> list[str]:
         """A line for each stage that was begun and did not end, or that other seeds have."""
@@ -252,6 +255,12 @@ class Setting:
             if behind:
                 lines.append(f"{job.folder.name}: {', '.join(behind)} not run")
         return lines
+
+
+def without_seed(overrides: str) -> str:
+    """A job's overrides without `seed=...`, which only numbers repetitions."""
+    kept = [item for item in overrides.split(",") if not item.startswith("seed=")]
+    return "" if kept in ([], ["default"]) else ",".join(kept)
 
 
 def _deviation(values: Sequence[float]) -> float:

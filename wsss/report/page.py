@@ -134,9 +134,11 @@ def comparison(settings: Sequence[Setting]) -> list[Picture]:
 
 def chain_of(setting: Setting) -> dict[str, list[float]]:
     """The figures of all seeds of each step of the chain that a setting has, in order."""
-    seeds = setting.rows("eval_cam")
-    places = [("seeds", "eval_cam", seeds[-1])] if seeds else []
-    places += [("+ CRF", "crf", "crf"), ("pseudo masks", "irn_masks", "irn_masks")]
+    places = [
+        ("seeds", "eval_cam", setting.main("eval_cam")),
+        ("+ CRF", "crf", "crf"),
+        ("pseudo masks", "irn_masks", "irn_masks"),
+    ]
     for stage in setting.stage_names():
         name, _, split = stage.partition("/")
         if name == "seg_eval":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wsss.evaluation.tables import spread
 from wsss.report.gather import Setting
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -87,6 +87,12 @@ def published_figure(setting: Setting, stage: str, *keys: str) -> str:
     return f"{value:g}" if isinstance(value, int | float) else NONE
 
 
+def spread(values: Sequence[float]) -> str:
+    """`41.20 ± 0.60` (sample standard deviation), or `41.20` for a single value."""
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
 def cell(values: Sequence[float], seeds: int | None = None) -> str:
     """Mean and sample standard deviation over seeds, or `not run`.
 
@@ -104,8 +110,7 @@ def seed_table(settings: Sequence[Setting]) -> Table | None:
     """Scores of the class maps as seeds."""
     rows = []
     for setting in settings:
-        names = setting.rows("eval_cam")
-        for kind in names:
+        for kind in setting.rows("eval_cam"):
             best = setting.values("eval_cam", kind, "miou_best_threshold")
             at = setting.values("eval_cam", kind, "best_threshold")
             rows.append(
@@ -115,7 +120,9 @@ def seed_table(settings: Sequence[Setting]) -> Table | None:
                     cell(setting.values("eval_cam", kind)),
                     cell(best),
                     "" if not at else "–".join(dict.fromkeys(f"{f(at):.2f}" for f in (min, max))),
-                    published_figure(setting, "eval_cam", "seed") if kind == names[-1] else NONE,
+                    published_figure(setting, "eval_cam", "seed")
+                    if kind == setting.main("eval_cam")
+                    else NONE,
                     str(len(setting.values("eval_cam", kind))),
                 )
             )
@@ -208,9 +215,7 @@ def published_table(settings: Sequence[Setting]) -> Table | None:
                 for s in settings
                 if s.experiment == experiment and not s.overrides and s.scored_whole("eval_cam")
             ]
-            seed = (
-                ours[0].values("eval_cam", (ours[0].rows("eval_cam") or [""])[-1]) if ours else []
-            )
+            seed = ours[0].values("eval_cam", ours[0].main("eval_cam")) if ours else []
             segmentation = figures.get("seg", {})
             rows.append(
                 (
