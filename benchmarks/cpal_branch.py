@@ -26,9 +26,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsss.backbones import ResNet  # noqa: E402
-from wsss.methods.base import SeedMethod  # noqa: E402
-from wsss.methods.cam.functional import classification_loss  # noqa: E402
-from wsss.methods.cam.module import CAM  # noqa: E402
+from wsss.hosts.base import SeedMethod  # noqa: E402
+from wsss.hosts.cam import CAM  # noqa: E402
+from wsss.maps.functional import classification_loss  # noqa: E402
 from wsss.methods.cpal.module import CPAL  # noqa: E402
 from wsss.methods.sipe.module import SIPE  # noqa: E402
 

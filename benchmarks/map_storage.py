@@ -25,11 +25,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.artifacts import ClassMaps, read_class_maps, read_json, write_class_maps  # noqa: E402
-from wsss.data.pool import parallel  # noqa: E402
 from wsss.data.voc import VOC  # noqa: E402
 from wsss.evaluation.confusion import scores  # noqa: E402
 from wsss.evaluation.seeds import SeedTask  # noqa: E402
+from wsss.files import read_json
+from wsss.maps.files import ClassMaps, read_class_maps, write_class_maps
+from wsss.run.pool import parallel  # noqa: E402
 
 COCO_IMAGES = 82_081
 COCO_LABELS = 2.9  # of an image, on average

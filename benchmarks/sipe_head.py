@@ -28,7 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.methods.cam.functional import add_background, normalize_cam  # noqa: E402
+from wsss.maps.functional import add_background, normalize_cam  # noqa: E402
 from wsss.methods.sipe.functional import explore, gsc_loss  # noqa: E402
 
 

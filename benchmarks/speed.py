@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from wsss.backbones import Backbone, ResNet, Timm
-from wsss.compute import cpu_has_bfloat16
-from wsss.methods.cam.functional import classification_loss
-from wsss.methods.cam.module import CAM
-from wsss.optim import build_optimizer
+from wsss.hosts.cam import CAM
+from wsss.hosts.optimizer import build_optimizer
+from wsss.maps.functional import classification_loss
+from wsss.run.compute import cpu_has_bfloat16
 
 SGD = {"lr": 1e-3, "head_lr": 1e-3, "momentum": 0.0, "weight_decay": 1e-4, "poly_power": 0.9}
 

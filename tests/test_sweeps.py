@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wsss import cli, stages
-from wsss.experiment import build_backbone, build_method
+from wsss.build.objects import build_backbone, build_method
 
 # Which method a search belongs to is in its name.
 SEARCHES = cli.choices_of("sweep")

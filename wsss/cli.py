@@ -26,7 +26,7 @@ MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
 
 def settings_path(overrides: str) -> str:
     """Folder name of a run's overrides: `default` without any, shortened if it is too long."""
-    from wsss.artifacts import digest
+    from wsss.files import digest
 
     name = re.sub(r"[/\\\s]+", "_", overrides) or "default"
     return name if len(name) <= MAX_SETTINGS else f"{name[: MAX_SETTINGS - 17]}~{digest(name)}"
@@ -152,9 +152,9 @@ def _job(cfg: object, debug: bool) -> float | None:
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
-    from wsss import failures
-    from wsss.experiment import is_main_process, say, wait_for_all
-    from wsss.logs import finish_wandb
+    from wsss.run import failures
+    from wsss.run.logs import finish_wandb
+    from wsss.run.process import is_main_process, say, wait_for_all
     from wsss.stages import get_stage
 
     assert isinstance(cfg, DictConfig)
@@ -274,14 +274,14 @@ def main() -> None:
     if not debug:
         _quiet()
     if DOCTOR & set(arguments):
-        from wsss.doctor import examine  # needs nothing that may be missing
+        from wsss.build.doctor import examine  # needs nothing that may be missing
 
         overrides = [a for a in arguments if a not in DOCTOR]
         sys.exit(_guarded(lambda: examine(lambda: compose_for_doctor(overrides)), debug))
     if importlib.util.find_spec("hydra") is None:
         fail("Hydra is not installed; `python run.py doctor` says what is missing")
         sys.exit(1)
-    from wsss import failures
+    from wsss.run import failures
 
     try:
         code = _guarded(lambda: _run_jobs(debug), debug)

@@ -17,8 +17,8 @@ from pycocotools.coco import COCO as Reference
 from wsss.data import coco_masks
 from wsss.data.coco import COCO
 from wsss.data.coco_masks import paint, to_rle
+from wsss.data.photographs import load_image
 from wsss.data.prepare import prepare
-from wsss.data.transforms import load_image
 from wsss.errors import WsssError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools

@@ -15,8 +15,8 @@ from PIL import Image
 
 from wsss.cli import main
 from wsss.data.folder import Folder
+from wsss.data.photographs import load_image
 from wsss.data.prepare import prepare
-from wsss.data.transforms import load_image
 from wsss.errors import WsssError
 
 CLASSES = ("apple", "green pear", "Kürbis")

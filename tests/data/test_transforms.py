@@ -9,14 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss.data.transforms import (
-    TrainingCrop,
-    load_image,
-    long_side_size,
-    normalize,
-    scaled_images,
-    scaled_size,
-)
+from wsss.data.photographs import load_image
+from wsss.data.transforms import TrainingCrop, long_side_size, normalize, scaled_images, scaled_size
 from wsss.errors import WsssError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from wsss.artifacts import read_json
 from wsss.data.voc import VOC
+from wsss.files import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools
 CATEGORY_IDS = (2, 3, 5, 44, 90, 1001)  # of the scenes' six classes

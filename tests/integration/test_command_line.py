@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss.artifacts import read_class_maps
 from wsss.data.voc import VOC
 from wsss.evaluation import confusion, scores
-from wsss.evaluation.seeds import enlarge
+from wsss.maps.files import read_class_maps
+from wsss.maps.fuse import enlarge
 
 
 def folders(out: Path) -> set[str]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss.artifacts import read_class_maps, read_json, write_json
-from wsss.interop import write_npy_maps
+from wsss.files import read_json, write_json
+from wsss.maps.files import read_class_maps
+from wsss.maps.interop import write_npy_maps
 
 CHAIN = ("crf", "irn_labels", "irn_train", "irn_masks")
 SMALL = [

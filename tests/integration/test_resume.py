@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsss.artifacts import read_json, write_json
+from wsss.files import read_json, write_json
 
 
 def weights(out: Path, name: str) -> dict[str, torch.Tensor]:

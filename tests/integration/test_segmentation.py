@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from wsss.data.masks import read_mask
-from wsss.data.transforms import load_image
+from wsss.data.photographs import load_image
 from wsss.data.voc import VOC
 from wsss.evaluation import confusion, scores
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from wsss.artifacts import read_class_maps
+from wsss.maps.files import read_class_maps
 
 
 @pytest.mark.timeout(600)

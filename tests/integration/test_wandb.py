@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from wsss.artifacts import read_json
-from wsss.logs import read_metrics
+from wsss.files import read_json
+from wsss.run.logs import read_metrics
 
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 

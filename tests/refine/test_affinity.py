@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wsss.refine.affinity import (
-    affinity_labels,
-    affinity_loss,
-    displacement_loss,
-    path_maximum,
-    resize_labels,
-)
+from wsss.data.transforms import resize_labels
+from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss, path_maximum
 from wsss.refine.paths import PathIndex, path_index
 
 

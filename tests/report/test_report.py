@@ -12,12 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from wsss.artifacts import read_json, write_json
 from wsss.errors import WsssError
-from wsss.logs import write_metrics
+from wsss.files import read_json, write_json
 from wsss.report.gather import differing, gather, without_seed
 from wsss.report.page import chain_of, label_names, render
 from wsss.report.tables import Table, cell, published, tables
+from wsss.run.logs import write_metrics
 
 LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
 

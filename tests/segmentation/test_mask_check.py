@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from wsss.data.masks import write_mask
-from wsss.data.transforms import load_image
+from wsss.data.photographs import load_image
+from wsss.data.plain_folder import Photographs
 from wsss.errors import WsssError
 from wsss.segmentation.mask_check import check_masks, masks_fingerprint, photograph_size
-from wsss.segmentation.photographs import Photographs
 
 CLASSES = ("cat", "dog", "cow")
 

@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wsss.artifacts import write_json
+from wsss.build.segmenter import build_segmenter
 from wsss.cli import CONF, settings_path
 from wsss.data.scenes import CLASSES, generate
-from wsss.segmentation.build import build_segmenter
+from wsss.files import write_json
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsss.evaluation.seeds import seed_labels
-from wsss.stages.crf import seed_probabilities
+from wsss.refine.crf import seed_probabilities
 
 CLASSES = np.array([3, 9])
 

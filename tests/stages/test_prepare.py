@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from wsss.artifacts import read_json
 from wsss.cli import CONF
 from wsss.errors import WsssError
+from wsss.files import read_json
 from wsss.stages.prepare import run
 
 IMAGES = 40

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from wsss.artifacts import write_json
 from wsss.errors import WsssError
+from wsss.files import write_json
 from wsss.stages import report
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss.artifacts import read_json, write_json
+from wsss.build.segmenter import find_trained, load_trained
 from wsss.data.masks import read_mask
-from wsss.data.transforms import load_image
+from wsss.data.photographs import load_image
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
+from wsss.files import read_json, write_json
 from wsss.refine.crf import CrfSettings, crf_from_probabilities
-from wsss.segmentation.build import find_trained, load_trained
 from wsss.stages import seg_eval
 from wsss.stages.seg_eval import class_table, miou_over_truth
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss.artifacts import read_json
 from wsss.data.masks import read_mask
 from wsss.errors import WsssError
+from wsss.files import read_json
 from wsss.stages import seg_predict
 from wsss.stages.seg_predict import changed, folder_name
 

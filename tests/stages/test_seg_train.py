@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from wsss.artifacts import read_json
 from wsss.data.masks import read_mask, write_mask
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
+from wsss.files import read_json
 from wsss.stages import seg_train
 from wsss.stages.seg_train import StopWithoutLoss, training_length
 

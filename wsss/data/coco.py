@@ -22,9 +22,9 @@ from wsss.data.coco_index import (
 )
 from wsss.data.coco_masks import PaintTask, paint_file
 from wsss.data.masks import read_mask
-from wsss.data.pool import parallel
 from wsss.data.prepare import complaint
 from wsss.errors import WsssError
+from wsss.run.pool import parallel
 
 INDEX, MASKS = "index.npz", "masks"
 _WAY_OUT = "run the same command with stage=prepare first"

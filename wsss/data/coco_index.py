@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from wsss.artifacts import atomic
 from wsss.data.json_stream import Element, read_element, stream_lists
 from wsss.data.masks import VOID
 from wsss.errors import WsssError
-from wsss.progress import track
+from wsss.files import atomic
+from wsss.run.progress import track
 
 # Raised when the index or the masks made from it change their meaning.
 _VERSION = 1

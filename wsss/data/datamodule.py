@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.base import ImageSet
-from wsss.data.pool import cores
-from wsss.data.transforms import TrainingCrop, load_image, scaled_images
+from wsss.data.photographs import load_image
+from wsss.data.transforms import TrainingCrop, scaled_images
 from wsss.errors import WsssError
+from wsss.run.pool import cores
 
 
 class TrainingSet(Dataset):

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from wsss.data.base import ImageSet
-from wsss.data.pool import parallel
 from wsss.errors import WsssError
+from wsss.run.pool import parallel
 
 SHOWN = 20  # problems that are written out; the rest is counted
 

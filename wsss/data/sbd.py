@@ -14,8 +14,8 @@ from scipy.io.matlab import MatReadError
 
 from wsss.data.base import read_list
 from wsss.data.masks import write_mask
-from wsss.data.pool import parallel
 from wsss.errors import WsssError
+from wsss.run.pool import parallel
 
 if TYPE_CHECKING:
     from wsss.data.voc import VOC

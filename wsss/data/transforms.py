@@ -4,40 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-
-from wsss.errors import WsssError
-
-
-def load_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB, (H, W, 3) uint8, turned upright as its EXIF data say.
-
-    Gray, palette and CMYK files are converted, 16 bits per pixel brought down to 8; transparency is
-    dropped.
-
-    Raises:
-        WsssError: If the file is missing, broken or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode == "I" or upright.mode.startswith("I;16"):
-                # 16-bit gray; Pillow's own conversion turns all above 255 white
-                values = np.asarray(upright).astype(np.int64)
-                gray = (values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255)
-                return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
-    except FileNotFoundError as error:
-        raise WsssError(f"image {path} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise WsssError(f"can't read image {path}: {error}") from error
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -146,3 +118,20 @@ def scaled_images(
     return [
         normalize(resize_bicubic(pixels, scaled_size(base, scale)), mean, std) for scale in scales
     ]
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of class ids: cell i takes sample floor((i + 1/2) * scale).
+
+    Args:
+        labels: (..., H, W) class ids of any integer type.
+        size: (h, w) of the result.
+
+    Returns:
+        (..., h, w); on a grid of stride 4 the samples are 4i + 2.
+    """
+    rows, columns = (
+        ((2 * torch.arange(new, device=labels.device) + 1) * old) // (2 * new)
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[..., rows[:, None], columns[None, :]]

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from wsss.artifacts import read_class_maps
 from wsss.data.base import ImageSet
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion
 from wsss.evaluation.curves import ThresholdCurve
-from wsss.methods.cam.functional import resize_maps
-
-
-def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear enlargement (align_corners=False) of (K, h, w) float32 maps to `size`."""
-    return resize_maps(torch.from_numpy(maps)[None], size, align_corners=False)[0].numpy()
+from wsss.maps.files import read_class_maps
+from wsss.maps.fuse import enlarge
 
 
 def seed_labels(

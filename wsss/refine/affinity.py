@@ -34,23 +34,6 @@ class AffinityLabels(NamedTuple):
     negative: Tensor
 
 
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of class ids: cell i takes sample floor((i + 1/2) * scale).
-
-    Args:
-        labels: (..., H, W) class ids of any integer type.
-        size: (h, w) of the result.
-
-    Returns:
-        (..., h, w); on a grid of stride 4 the samples are 4i + 2.
-    """
-    rows, columns = (
-        ((2 * torch.arange(new, device=labels.device) + 1) * old) // (2 * new)
-        for new, old in zip(size, labels.shape[-2:], strict=True)
-    )
-    return labels[..., rows[:, None], columns[None, :]]
-
-
 def affinity_labels(labels: Tensor, index: PathIndex) -> AffinityLabels:
     """Which pairs belong together, as far as confident labels tell.
 

@@ -137,3 +137,24 @@ def _mean_field(image: np.ndarray, unary: np.ndarray, settings: CrfSettings) -> 
     )
     marginals = crf.inference(settings.iterations)
     return np.array(marginals, dtype=np.float32).reshape(count, height, width)
+
+
+def seed_probabilities(
+    maps: np.ndarray, classes: np.ndarray, background: float, power: float
+) -> np.ndarray:
+    """Class maps as probabilities of background and present classes.
+
+    Args:
+        maps: (K, H, W) in [0, 1], or (K + 1, H, W) with their own background first.
+        classes: (K,) ids of the foreground channels.
+        background: Constant background of maps without their own.
+        power: Exponent; above 1 it makes the probabilities surer.
+
+    Returns:
+        (K + 1, H, W) float32 that sum to 1; their arg max is the raw seed.
+    """
+    if len(maps) == len(classes):
+        constant = np.full((1, *maps.shape[1:]), background, dtype=np.float32)
+        maps = np.concatenate([constant, maps])
+    raised = np.clip(maps, 1e-5, None) ** power
+    return (raised / raised.sum(axis=0, keepdims=True)).astype(np.float32)

@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional as F
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochSampler, loader_workers, single_sample
 from wsss.data.masks import read_mask
-from wsss.data.transforms import load_image, normalize, resize_bicubic, scaled_size, to_tensor
+from wsss.data.photographs import load_image
+from wsss.data.transforms import normalize, resize_bicubic, resize_labels, scaled_size, to_tensor
 from wsss.errors import WsssError
-from wsss.refine.affinity import VOID, resize_labels
+from wsss.refine.affinity import VOID
 from wsss.refine.irn import MULTIPLE
 
 Colour = tuple[float, float, float]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 
 from wsss.backbones.base import Backbone
+from wsss.data.transforms import resize_labels
 from wsss.errors import WsssError
-from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss, resize_labels
+from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss
 from wsss.refine.paths import path_index
 
 GRID_STRIDE = 4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.methods.cam.functional import resize_maps
+from wsss.maps.functional import resize_maps
 from wsss.refine.irn import GRID_STRIDE
 from wsss.refine.random_walk import random_walk
 

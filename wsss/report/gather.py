@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from wsss.artifacts import MANIFEST, STARTED, flatten, read_json
 from wsss.errors import WsssError
+from wsss.files import flatten, read_json
+from wsss.run.folder import MANIFEST, STARTED
 
 ORDER = (
     "prepare",

@@ -15,17 +15,17 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from wsss.charts import (
+from wsss.report.gather import Setting, Stage, differing
+from wsss.report.tables import Table
+from wsss.run.logs import read_metrics
+from wsss.run.progress import duration, track
+from wsss.show.charts import (
     draw_class_bars,
     draw_confusion,
     draw_steps,
     draw_threshold_curves,
     draw_training,
 )
-from wsss.logs import read_metrics
-from wsss.progress import duration, track
-from wsss.report.gather import Setting, Stage, differing
-from wsss.report.tables import Table
 
 CHART_WIDTH = 1000  # pixels, at most
 SHEET_WIDTH = 1400

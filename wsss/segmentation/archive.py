@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss.artifacts import atomic
 from wsss.errors import WsssError
-from wsss.progress import track
+from wsss.files import atomic
+from wsss.run.progress import track
 
 COMPETITIONS = ("comp5", "comp6")  # trained on VOC's own data only, or on other data as well
 FORMATS = ("tar.gz", "zip")

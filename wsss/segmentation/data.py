@@ -22,9 +22,9 @@ from torchvision.transforms.v2 import functional as F
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochSampler, loader_workers, single_sample
 from wsss.data.masks import VOID, read_mask
-from wsss.data.transforms import load_image, long_side_size, normalize, to_tensor
+from wsss.data.photographs import load_image
+from wsss.data.transforms import long_side_size, normalize, resize_labels, to_tensor
 from wsss.errors import WsssError
-from wsss.refine.affinity import resize_labels
 
 Colour = tuple[float, float, float]
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.artifacts import atomic
 from wsss.errors import WsssError
+from wsss.files import atomic
 from wsss.segmentation.module import Segmenter
 
 FORMATS = {"torch": "segmenter.pt2", "onnx": "segmenter.onnx"}

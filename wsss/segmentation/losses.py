@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.data.masks import VOID
-from wsss.refine.affinity import resize_labels
+from wsss.data.transforms import resize_labels
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DSRG_FLOOR = 1e-4  # added to DSRG's probabilities, and least count of its pixels

@@ -13,8 +13,8 @@ from PIL import Image
 
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
-from wsss.data.pool import parallel
 from wsss.errors import WsssError
+from wsss.run.pool import parallel
 
 NAMED = 3  # faulty files that a message names; the others are counted
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from wsss.data.masks import write_mask
 from wsss.errors import WsssError
-from wsss.progress import track
 from wsss.refine.crf import CrfSettings, crf_from_probabilities
+from wsss.run.progress import track
 
 FUSIONS = ("mean", "max")
 Logits = Callable[[Tensor], Tensor]  # normalized images (B, 3, H, W) -> (B, C, h, w)

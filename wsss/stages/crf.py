@@ -10,39 +10,26 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, write_json
-from wsss.dashboard import show_scores
+from wsss.build import objects as ex
+from wsss.build import sources
 from wsss.data.base import ImageSet
 from wsss.data.masks import write_mask
-from wsss.data.pool import parallel
-from wsss.data.transforms import load_image
-from wsss.evaluation.seeds import enlarge
-from wsss.progress import duration
-from wsss.refine import chain
-from wsss.refine.crf import CrfSettings, crf_from_probabilities, require_pydensecrf
-from wsss.sheets import draw_sheet, mask_column, seed_column, truth_column
-
-
-def seed_probabilities(
-    maps: np.ndarray, classes: np.ndarray, background: float, power: float
-) -> np.ndarray:
-    """Class maps as probabilities of background and present classes.
-
-    Args:
-        maps: (K, H, W) in [0, 1], or (K + 1, H, W) with their own background first.
-        classes: (K,) ids of the foreground channels.
-        background: Constant background of maps without their own.
-        power: Exponent; above 1 it makes the probabilities surer.
-
-    Returns:
-        (K + 1, H, W) float32 that sum to 1; their arg max is the raw seed.
-    """
-    if len(maps) == len(classes):
-        constant = np.full((1, *maps.shape[1:]), background, dtype=np.float32)
-        maps = np.concatenate([constant, maps])
-    raised = np.clip(maps, 1e-5, None) ** power
-    return (raised / raised.sum(axis=0, keepdims=True)).astype(np.float32)
+from wsss.data.photographs import load_image
+from wsss.evaluation import scoring
+from wsss.files import missing_files_of, write_json
+from wsss.maps.files import MapSource
+from wsss.maps.fuse import enlarge
+from wsss.refine.crf import (
+    CrfSettings,
+    crf_from_probabilities,
+    require_pydensecrf,
+    seed_probabilities,
+)
+from wsss.run.folder import StageFolder
+from wsss.run.pool import parallel
+from wsss.run.progress import duration
+from wsss.show.dashboard import show_scores
+from wsss.show.sheets import draw_sheet, mask_column, seed_column, truth_column
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,7 @@ class _Refine:
     """Refines one image and writes its label map; runs in a worker process."""
 
     image_set: ImageSet
-    source: chain.MapSource
+    source: MapSource
     target: Path
     background: float
     power: float
@@ -68,11 +55,11 @@ class _Refine:
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Refine what is not refined yet, then score."""
-    source = chain.map_source(cfg, "crf")
+    source = sources.map_source(cfg, "crf")
     folder = StageFolder(
         ex.stage_folder(cfg, "crf"),
         "crf",
-        chain.settings_of(cfg, source, "crf"),
+        sources.settings_of(cfg, source, "crf"),
         {"make_cam": source.hash},
     )
     if not ex.is_main_process():
@@ -84,22 +71,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     image_set = ex.build_image_set(cfg)
     image_set.check(cfg.data.infer_split)
     names = image_set.names(cfg.data.infer_split)
-    masks = folder.path / chain.MASKS
+    masks = folder.path / scoring.MASKS
     workers = cfg.refine.workers
     options = ex.plain(cfg.refine.crf)
     background, power = options.pop("background"), options.pop("power")
     refine = _Refine(image_set, source, masks, background, power, CrfSettings(**options))
-    missing = chain.missing_files_of(masks, names, ".png")
+    missing = missing_files_of(masks, names, ".png")
     parallel(refine, missing, "crf", workers)
-    scored = chain.scored_names(cfg, image_set, names)
+    scored = scoring.scored_names(cfg, image_set, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     if scored:
-        raw = chain.SeedScore(image_set, source, background)
-        refined = chain.MaskScore(image_set, masks)
+        raw = scoring.SeedScore(image_set, source, background)
+        refined = scoring.MaskScore(image_set, masks)
         classes = image_set.classes
         result: dict[str, Any] = {
-            "seed": chain.miou(raw, scored, workers, classes, "crf: raw seeds"),
-            "crf": chain.miou(refined, scored, workers, classes, "crf: refined seeds"),
+            "seed": scoring.miou(raw, scored, workers, classes, "crf: raw seeds"),
+            "crf": scoring.miou(refined, scored, workers, classes, "crf: refined seeds"),
             "images": len(scored),
             "image_labels_known": True,
         }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from wsss.doctor import examine
-from wsss.experiment import is_main_process
+from wsss.build.doctor import examine
+from wsss.run.process import is_main_process
 
 
 def run(cfg: DictConfig) -> None:

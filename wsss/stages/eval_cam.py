@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, require, write_json
-from wsss.dashboard import show_scores
-from wsss.data.pool import parallel
+from wsss.build import objects as ex
 from wsss.evaluation.confusion import scores
 from wsss.evaluation.seeds import SeedTask
-from wsss.progress import duration
-from wsss.sheets import Drawing, draw_sheet, map_column, seed_column, truth_column
+from wsss.files import write_json
+from wsss.run.folder import StageFolder, require
+from wsss.run.pool import parallel
+from wsss.run.progress import duration
+from wsss.show.dashboard import show_scores
+from wsss.show.sheets import Drawing, draw_sheet, map_column, seed_column, truth_column
 from wsss.stages.make_cam import MAPS
 
 CHUNK = 8

@@ -6,16 +6,17 @@ import time
 
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder
-from wsss.interop import write_npy_maps
-from wsss.progress import duration, track
-from wsss.refine import chain
+from wsss.build import objects as ex
+from wsss.build import sources
+from wsss.files import missing_files_of
+from wsss.maps.interop import write_npy_maps
+from wsss.run.folder import StageFolder
+from wsss.run.progress import duration, track
 
 
 def run(cfg: DictConfig) -> None:
     """Export the maps of all images of data.infer_split that are not exported yet."""
-    source = chain.map_source(cfg, "export_cam")
+    source = sources.map_source(cfg, "export_cam")
     settings = {
         "npy_format": cfg.refine.npy_format,
         "kind": source.kind,
@@ -29,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     start = time.monotonic()
     names = ex.build_image_set(cfg).names(cfg.data.infer_split)
     files = folder.path / "npy"
-    for name in track(chain.missing_files_of(files, names, ".npy"), "export_cam"):
+    for name in track(missing_files_of(files, names, ".npy"), "export_cam"):
         write_npy_maps(files / f"{name}.npy", source.read(name), source.kind, cfg.refine.npy_format)
     folder.close(images=len(names), seconds=time.monotonic() - start)
     ex.say(

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder
-from wsss.data.transforms import load_image
+from wsss.build import objects as ex
+from wsss.data.photographs import load_image
 from wsss.errors import WsssError
+from wsss.run.folder import StageFolder
 
 
 def run(cfg: DictConfig) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from wsss import experiment as ex
-from wsss.artifacts import ClassMaps, StageFolder, write_class_maps
+from wsss.build import objects as ex
 from wsss.errors import WsssError
-from wsss.evaluation.seeds import enlarge
-from wsss.interop import npy_files, read_npy_maps
-from wsss.progress import duration, track
+from wsss.maps.files import ClassMaps, write_class_maps
+from wsss.maps.fuse import enlarge
+from wsss.maps.interop import npy_files, read_npy_maps
+from wsss.run.folder import StageFolder
+from wsss.run.progress import duration, track
 from wsss.stages.make_cam import MAPS
 
 

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder
-from wsss.dashboard import show_facts
+from wsss.build import objects as ex
+from wsss.build import sources
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, write_mask
-from wsss.data.pool import parallel
-from wsss.data.transforms import load_image
-from wsss.evaluation.seeds import enlarge
-from wsss.progress import duration
-from wsss.refine import chain
+from wsss.data.photographs import load_image
+from wsss.evaluation import scoring
+from wsss.files import missing_files_of
+from wsss.maps.files import MapSource
+from wsss.maps.fuse import enlarge
 from wsss.refine.crf import CrfSettings, require_pydensecrf
 from wsss.refine.labels import LabelSettings, confident_labels
-from wsss.sheets import Drawing, draw_sheet, truth_column
-from wsss.visualize import label_overlay, over
+from wsss.run.folder import StageFolder
+from wsss.run.pool import parallel
+from wsss.run.progress import duration
+from wsss.show.dashboard import show_facts
+from wsss.show.overlays import label_overlay, over
+from wsss.show.sheets import Drawing, draw_sheet, truth_column
 
 LABELS = "labels"
 
@@ -33,7 +36,7 @@ class _Label:
     """Labels one image and writes the file; runs in a worker process."""
 
     image_set: ImageSet
-    source: chain.MapSource
+    source: MapSource
     target: Path
     settings: LabelSettings
 
@@ -74,11 +77,11 @@ def label_picture(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Label what is not labelled yet."""
-    source = chain.map_source(cfg, "irn_labels")
+    source = sources.map_source(cfg, "irn_labels")
     folder = StageFolder(
         ex.stage_folder(cfg, "irn_labels"),
         "irn_labels",
-        chain.settings_of(cfg, source, "labels"),
+        sources.settings_of(cfg, source, "labels"),
         {"make_cam": source.hash},
     )
     if not ex.is_main_process():
@@ -96,9 +99,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     settings = LabelSettings(**options, crf=CrfSettings(**crf) if crf else None)
     work = _Label(image_set, source, labels, settings)
     workers = cfg.refine.workers
-    missing = chain.missing_files_of(labels, names, ".png")
+    missing = missing_files_of(labels, names, ".png")
     parallel(work, missing, "irn_labels", workers)
-    scored = chain.scored_names(cfg, image_set, names)
+    scored = scoring.scored_names(cfg, image_set, names)
     shares = _Shares(image_set, labels, frozenset(scored))
     pixels, foreground, unsure, known, right = np.sum(
         parallel(shares, names, "irn_labels: shares", workers), axis=0

@@ -14,18 +14,21 @@ from omegaconf import DictConfig
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from wsss import experiment as ex
-from wsss.artifacts import MANIFEST, StageFolder, atomic, require, write_json
-from wsss.dashboard import show_scores
+from wsss.build import objects as ex
+from wsss.build import sources
 from wsss.data.masks import write_mask
-from wsss.progress import duration, track
-from wsss.refine import chain
+from wsss.evaluation import scoring
+from wsss.files import atomic, missing_files_of, write_json
+from wsss.maps.files import MapSource
 from wsss.refine.data import AffinityData, WholeImages
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
 from wsss.refine.pseudo_mask import WalkSettings, pseudo_mask
-from wsss.sheets import Drawing, draw_sheet, mask_column, truth_column
+from wsss.run.folder import MANIFEST, StageFolder, require
+from wsss.run.progress import duration, track
+from wsss.show.dashboard import show_scores
+from wsss.show.overlays import heat
+from wsss.show.sheets import Drawing, draw_sheet, mask_column, truth_column
 from wsss.stages.irn_train import WEIGHTS, load_irn
-from wsss.visualize import heat
 
 EDGES = "edges"
 ROWS = ("seed", "crf", "irn_masks")  # of the scores, in this order
@@ -37,7 +40,7 @@ class _MaskMaker(pl.LightningModule):
     def __init__(
         self,
         network: EdgeDisplacement,
-        source: chain.MapSource,
+        source: MapSource,
         folder: Path,
         settings: WalkSettings,
     ) -> None:
@@ -59,7 +62,7 @@ class _MaskMaker(pl.LightningModule):
         gray = Image.fromarray((edge.cpu().numpy() * 255).round().astype(np.uint8))
         with atomic(self.folder / EDGES / f"{name}.png") as temporary:
             gray.save(temporary, format="PNG")
-        write_mask(self.folder / chain.MASKS / f"{name}.png", mask.numpy())
+        write_mask(self.folder / scoring.MASKS / f"{name}.png", mask.numpy())
 
 
 class _Progress(Callback):
@@ -79,7 +82,7 @@ class _Progress(Callback):
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Make the masks that are not there yet, then score them beside the seeds."""
-    source = chain.map_source(cfg, "irn_masks")
+    source = sources.map_source(cfg, "irn_masks")
     trained = ex.stage_folder(cfg, "irn_train")
     inputs = {
         "make_cam": source.hash,
@@ -88,7 +91,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folder = StageFolder(
         ex.stage_folder(cfg, "irn_masks"),
         "irn_masks",
-        chain.settings_of(cfg, source, "walk"),
+        sources.settings_of(cfg, source, "walk"),
         inputs,
     )
     if not ex.begin(cfg, folder):
@@ -97,8 +100,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     image_set = ex.build_image_set(cfg)
     image_set.check(cfg.data.infer_split)
     names = image_set.names(cfg.data.infer_split)
-    masks = folder.path / chain.MASKS
-    missing = chain.missing_files_of(masks, names, ".png")
+    masks = folder.path / scoring.MASKS
+    missing = missing_files_of(masks, names, ".png")
     if missing:
         network = load_irn(cfg, trained / WEIGHTS)
         maker = _MaskMaker(network, source, folder.path, WalkSettings(**ex.plain(cfg.refine.walk)))
@@ -116,7 +119,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         trainer.strategy.barrier("irn_masks")
     if not ex.is_main_process():
         return {}
-    scored = chain.scored_names(cfg, image_set, names)
+    scored = scoring.scored_names(cfg, image_set, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     table = ""
     if scored:
@@ -153,18 +156,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _score(
-    cfg: DictConfig, image_set: Any, source: chain.MapSource, masks: Path, names: list[str]
+    cfg: DictConfig, image_set: Any, source: MapSource, masks: Path, names: list[str]
 ) -> dict[str, Any]:
     """Scores of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
     workers, classes = cfg.refine.workers, image_set.classes
-    seeds = chain.SeedScore(image_set, source, cfg.eval_cam.background)
+    seeds = scoring.SeedScore(image_set, source, cfg.eval_cam.background)
     scored: dict[str, tuple[Callable[[str], np.ndarray], str]] = {"seed": (seeds, "raw seeds")}
     crf = ex.stage_folder(cfg, "crf")
     if (crf / MANIFEST).is_file():
-        scored["crf"] = (chain.MaskScore(image_set, crf / chain.MASKS), "crf")
-    scored["irn_masks"] = (chain.MaskScore(image_set, masks), "pseudo masks")
+        scored["crf"] = (scoring.MaskScore(image_set, crf / scoring.MASKS), "crf")
+    scored["irn_masks"] = (scoring.MaskScore(image_set, masks), "pseudo masks")
     result: dict[str, Any] = {
-        row: chain.miou(score, names, workers, classes, f"irn_masks: {what}")
+        row: scoring.miou(score, names, workers, classes, f"irn_masks: {what}")
         for row, (score, what) in scored.items()
     }
     result |= {"images": len(names), "image_labels_known": True}

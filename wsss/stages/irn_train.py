@@ -10,18 +10,19 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, atomic, require
 from wsss.backbones.base import Backbone
-from wsss.charts import draw_training
-from wsss.compute import choose_memory_format
+from wsss.build import objects as ex
 from wsss.errors import WsssError
-from wsss.logs import METRICS, join_metrics, read_metrics
-from wsss.progress import duration, track
+from wsss.files import atomic
 from wsss.refine.data import AffinityCrop, AffinityData, AffinitySet, WholeImages
 from wsss.refine.irn import EdgeDisplacement, IRNModule
+from wsss.run.callbacks import CHECKPOINT
+from wsss.run.compute import choose_memory_format
+from wsss.run.folder import StageFolder, require
+from wsss.run.logs import METRICS, join_metrics, read_metrics
+from wsss.run.progress import duration, track
+from wsss.show.charts import draw_training
 from wsss.stages.irn_labels import LABELS
-from wsss.training import CHECKPOINT
 
 WEIGHTS = "irn.pt"
 FEATURES = ("pretrained", "method")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,17 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
-from wsss import experiment as ex
-from wsss.artifacts import ClassMaps, StageFolder, write_class_maps
-from wsss.dashboard import show_facts
-from wsss.methods.base import SeedMethod
-from wsss.methods.cam.functional import EPS, resize_maps
-from wsss.progress import duration, track
-from wsss.sheets import draw_sheet, map_column
+from wsss.build import objects as ex
+from wsss.hosts.base import SeedMethod
+from wsss.maps.files import ClassMaps, write_class_maps
+from wsss.maps.fuse import fuse_scales
+from wsss.run.folder import StageFolder
+from wsss.run.progress import duration, track
+from wsss.show.dashboard import show_facts
+from wsss.show.sheets import draw_sheet, map_column
 
 MAPS = "maps"
-
-
-def fuse_scales(scales: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Class maps of several scales in one.
-
-    Args:
-        scales: un-normalized maps (K, h_s, w_s), one for each scale.
-        size: grid of the result.
-
-    Returns:
-        Their bilinear enlargements (align_corners=False), summed and divided by the maximum of
-        each channel, (K, *size), float32 in [0, 1].
-    """
-    total = torch.stack(
-        [resize_maps(m[None].float(), size, align_corners=False)[0] for m in scales]
-    ).sum(0)
-    if not len(total):
-        return total
-    return total / (total.amax(dim=(1, 2), keepdim=True) + EPS)
 
 
 class _MapMaker(pl.LightningModule):

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import MANIFEST, StageFolder, read_json, write_json
+from wsss.build import objects as ex
 from wsss.data.base import ImageSet
+from wsss.data.photographs import load_image
 from wsss.data.prepare import complaint, prepare
-from wsss.data.transforms import load_image
-from wsss.progress import duration
-from wsss.visualize import contact_sheet, label_overlay
+from wsss.files import read_json, write_json
+from wsss.run.folder import MANIFEST, StageFolder
+from wsss.run.progress import duration
+from wsss.show.overlays import contact_sheet, label_overlay
 
 PICTURES = 12  # rows of the contact sheet
 CLASSES_IN_A_LINE = 4

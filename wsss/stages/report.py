@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import atomic
+from wsss.build import objects as ex
 from wsss.errors import WsssError
+from wsss.files import atomic
 from wsss.report.gather import gather
 from wsss.report.page import NOTES, render
 from wsss.report.tables import tables

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, write_json
-from wsss.dashboard import show_scores
+from wsss.build import objects as ex
+from wsss.build.segmenter import Trained, find_trained, load_trained
 from wsss.data.base import ImageSet
-from wsss.data.pool import cores
 from wsss.errors import WsssError
-from wsss.progress import duration
-from wsss.refine import chain
+from wsss.evaluation import scoring
+from wsss.files import missing_files_of, write_json
 from wsss.refine.crf import CrfSettings, require_pydensecrf
+from wsss.run.folder import StageFolder
+from wsss.run.pool import cores
+from wsss.run.progress import duration
 from wsss.segmentation.archive import check_archive, write_archive
-from wsss.segmentation.build import Trained, find_trained, load_trained
 from wsss.segmentation.data import SegmentationData, WholePhotographs
-from wsss.segmentation.pictures import prediction_sheet
 from wsss.segmentation.predict import CrfQueue, Predictor, PredictProgress, TestScales
+from wsss.show.dashboard import show_scores
+from wsss.show.legend import prediction_sheet
 
 REFINED = "masks_crf"
 
@@ -94,9 +95,9 @@ def score(
     cfg: DictConfig, image_set: ImageSet, masks: Path, names: list[str], what: str
 ) -> dict[str, Any]:
     """All figures of stored label maps."""
-    task = chain.MaskScore(image_set, masks)
+    task = scoring.MaskScore(image_set, masks)
     workers, classes = cfg.segmentation.workers, image_set.classes
-    result = chain.miou(task, names, workers, classes, f"seg_eval: score {what}")
+    result = scoring.miou(task, names, workers, classes, f"seg_eval: score {what}")
     occurring = result.pop("miou")
     miou = miou_over_truth(np.array(result["confusion"]))
     return {"miou": miou, "miou_truth_or_prediction": occurring, **result}
@@ -148,7 +149,7 @@ def predict(
         image_set, missing, network.mean, network.std, cfg.segmentation.long_side
     )
     predictor = Predictor(
-        segmenter, test_scales(cfg), folder.path / chain.MASKS, queue, folder.path / REFINED
+        segmenter, test_scales(cfg), folder.path / scoring.MASKS, queue, folder.path / REFINED
     )
     data = SegmentationData(whole=whole, num_workers=cfg.data.num_workers)
     try:
@@ -181,7 +182,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             f"({', '.join(trained.classes[:3])}, ...), the data set has {image_set.num_classes} "
             f"({', '.join(image_set.classes[:3])}, ...)"
         )
-    results = {"network": folder.path / chain.MASKS}
+    results = {"network": folder.path / scoring.MASKS}
     if crf:
         results["crf"] = folder.path / REFINED
     names = image_set.names(split)
@@ -191,7 +192,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return folder.manifest
     start = time.monotonic()
     image_set.check(split)
-    lacking = {n for p in results.values() for n in chain.missing_files_of(p, names, ".png")}
+    lacking = {n for p in results.values() for n in missing_files_of(p, names, ".png")}
     missing = [name for name in names if name in lacking]
     if missing:
         predict(cfg, folder, trained, image_set, missing, crf)

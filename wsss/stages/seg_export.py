@@ -9,12 +9,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, write_json
-from wsss.data.transforms import load_image, to_tensor
+from wsss.build import objects as ex
+from wsss.build.segmenter import find_trained, load_trained
+from wsss.data.photographs import load_image
+from wsss.data.transforms import to_tensor
 from wsss.errors import WsssError
-from wsss.progress import duration
-from wsss.segmentation.build import find_trained, load_trained
+from wsss.files import write_json
+from wsss.run.folder import StageFolder
+from wsss.run.progress import duration
 from wsss.segmentation.data import resize_bilinear
 from wsss.segmentation.export import (
     FORMATS,

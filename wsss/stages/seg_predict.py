@@ -12,17 +12,18 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from wsss import experiment as ex
-from wsss.artifacts import MANIFEST, StageFolder, atomic, digest, read_json, write_json
-from wsss.data.transforms import load_image
+from wsss.build import objects as ex
+from wsss.build.segmenter import find_trained, load_trained
+from wsss.data.photographs import load_image
+from wsss.data.plain_folder import Photographs
 from wsss.errors import WsssError
-from wsss.progress import duration
-from wsss.refine import chain
-from wsss.segmentation.build import find_trained, load_trained
+from wsss.evaluation import scoring
+from wsss.files import atomic, digest, missing_files_of, read_json, write_json
+from wsss.run.folder import MANIFEST, StageFolder
+from wsss.run.progress import duration
 from wsss.segmentation.data import SegmentationData, WholePhotographs
-from wsss.segmentation.photographs import Photographs
-from wsss.segmentation.pictures import overlay_with_legend, prediction_sheet
 from wsss.segmentation.predict import Predictor, PredictProgress
+from wsss.show.legend import overlay_with_legend, prediction_sheet
 from wsss.stages.seg_eval import eval_settings, test_scales
 
 OVERLAYS = "overlays"
@@ -51,7 +52,7 @@ def bring_up_to_date(path: Path, listing: Mapping[str, Any]) -> None:
     if before == listing:
         return
     for name in changed(before, listing):
-        (path / chain.MASKS / f"{name}.png").unlink(missing_ok=True)
+        (path / scoring.MASKS / f"{name}.png").unlink(missing_ok=True)
         (path / OVERLAYS / f"{name}.jpg").unlink(missing_ok=True)
     if (path / MANIFEST).is_file():
         ex.say("seg_predict: the photographs have changed since; the new ones are predicted")
@@ -109,8 +110,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return folder.manifest
     start = time.monotonic()
     names = photographs.names("all")
-    masks, overlays = folder.path / chain.MASKS, folder.path / OVERLAYS
-    missing = chain.missing_files_of(masks, names, ".png")
+    masks, overlays = folder.path / scoring.MASKS, folder.path / OVERLAYS
+    missing = missing_files_of(masks, names, ".png")
     if ex.is_main_process():
         write_json(folder.path / LISTING, listing)
     if missing:
@@ -138,7 +139,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         trainer.strategy.barrier("seg_predict")
     if not ex.is_main_process():
         return {}
-    lost = chain.missing_files_of(masks, names, ".png")
+    lost = missing_files_of(masks, names, ".png")
     faulty = unreadable(photographs, lost)
     done = [name for name in names if name not in set(lost)]
     sheet, count = folder.path / "contact_sheet.png", cfg.segmentation.pictures

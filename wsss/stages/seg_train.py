@@ -13,20 +13,20 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder, require
-from wsss.charts import draw_training
+from wsss.build import objects as ex
+from wsss.build.segmenter import ON_BACKBONE, build_segmenter, initial_weights
 from wsss.data.masks import VOID
 from wsss.errors import WsssError
-from wsss.logs import METRICS, join_metrics, read_metrics
-from wsss.progress import duration
-from wsss.refine import chain
+from wsss.evaluation import scoring
+from wsss.run.callbacks import CHECKPOINT
+from wsss.run.folder import StageFolder, require
+from wsss.run.logs import METRICS, join_metrics, read_metrics
+from wsss.run.progress import duration
 from wsss.segmentation.base import SegmentationNetwork
-from wsss.segmentation.build import ON_BACKBONE, build_segmenter, initial_weights
 from wsss.segmentation.data import PseudoMaskSet, SegmentationCrop, SegmentationData
 from wsss.segmentation.mask_check import check_masks, masks_fingerprint
-from wsss.training import CHECKPOINT
-from wsss.visualize import contact_sheet, label_overlay
+from wsss.show.charts import draw_training
+from wsss.show.overlays import contact_sheet, label_overlay
 
 SOURCES = ("irn_masks", "crf")
 LOOK_EVERY = 10  # steps between two looks at the loss
@@ -81,7 +81,7 @@ def mask_source(cfg: DictConfig) -> tuple[Path, str | None]:
         raise WsssError(f"refine.masks={stage}: choose {' or '.join(SOURCES)}")
     folder = ex.stage_folder(cfg, stage)
     require(folder, stage, "seg_train")
-    return folder / chain.MASKS, stage
+    return folder / scoring.MASKS, stage
 
 
 def training_length(cfg: DictConfig, steps_per_epoch: int) -> dict[str, int]:

@@ -7,12 +7,12 @@ import time
 import torch
 from omegaconf import DictConfig
 
-from wsss import experiment as ex
-from wsss.artifacts import StageFolder
-from wsss.charts import draw_training
-from wsss.logs import METRICS, join_metrics, read_metrics
-from wsss.progress import duration
-from wsss.training import CHECKPOINT
+from wsss.build import objects as ex
+from wsss.run.callbacks import CHECKPOINT
+from wsss.run.folder import StageFolder
+from wsss.run.logs import METRICS, join_metrics, read_metrics
+from wsss.run.progress import duration
+from wsss.show.charts import draw_training
 
 
 def run(cfg: DictConfig) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wsss.errors import WsssError
-from wsss.methods.cam.functional import normalize_cam
+from wsss.maps.functional import normalize_cam
 from wsss.methods.cpal.branch import CPALBranch
 
 N, CHANNELS, DIM = 4, (6, 8), 5

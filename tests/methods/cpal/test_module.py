@@ -13,7 +13,7 @@ from torch import nn
 
 from wsss.backbones.base import Backbone
 from wsss.errors import WsssError
-from wsss.methods.cam.functional import classification_loss, normalize_cam
+from wsss.maps.functional import classification_loss, normalize_cam
 from wsss.methods.cpal.figures import aligned_points, component_maps, draw, draw_bank_history
 from wsss.methods.cpal.module import CPAL
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsss.methods.cam.functional import add_background, class_valid_mask, normalize_cam
+from wsss.maps.functional import add_background, class_valid_mask, normalize_cam
 from wsss.methods.sipe import functional as sipe
 
 

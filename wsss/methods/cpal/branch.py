@@ -2,7 +2,7 @@
 
 It knows nothing of its host. In: features, normalized class maps, image labels, valid window.
 Out: PACAM and the self-supervision loss. Its support bank is filled and re-clustered from outside
-(`wsss.prototypes.callback`), from the anchors that `take_anchors` hands over after each step.
+(`wsss.methods.cpal.callback`), from the anchors that `take_anchors` hands over after each step.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss.errors import WsssError
-from wsss.methods.cam.functional import (
+from wsss.maps.functional import (
     add_background,
     class_valid_mask,
     normalize_cam,
     resize_maps,
 )
+from wsss.maps.structure import hierarchical_feature, locate_seeds, structure_iou
+from wsss.methods.cpal.bank import PrototypeBank
 from wsss.methods.cpal.functional import (
     AGGREGATIONS,
     REDUCTIONS,
@@ -34,8 +36,6 @@ from wsss.methods.cpal.functional import (
     self_supervision_loss,
     soft_neighbours,
 )
-from wsss.methods.sipe.functional import hierarchical_feature, locate_seeds, structure_iou
-from wsss.prototypes.bank import PrototypeBank
 
 CHOICES = {
     "features": ("layer4", "hierarchical"),

@@ -20,9 +20,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from wsss.errors import WsssError
+from wsss.methods.cpal.bank import PrototypeBank
 from wsss.methods.cpal.branch import CPALBranch
 from wsss.methods.cpal.functional import distribution_shift, positiveness
-from wsss.prototypes.bank import PrototypeBank
 
 if TYPE_CHECKING:
     from wsss.methods.cpal.module import CPAL, Observation

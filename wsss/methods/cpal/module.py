@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from wsss.backbones.base import Backbone
 from wsss.data.datamodule import PyramidSet, WSSSDataModule, single_sample
 from wsss.errors import WsssError
-from wsss.methods.base import SeedMethod
-from wsss.methods.cam.functional import classification_loss, normalize_cam
+from wsss.hosts.base import SeedMethod
+from wsss.maps.functional import classification_loss, normalize_cam
 from wsss.methods.cpal.branch import TEST_DEFAULTS, CPALBranch
+from wsss.methods.cpal.callback import PrototypeCallback, gather_anchors
 from wsss.methods.cpal.figures import draw, draw_bank_history
-from wsss.progress import track
-from wsss.prototypes.callback import PrototypeCallback, gather_anchors
+from wsss.run.progress import track
 
 MODULE_TEST_DEFAULTS: dict[str, Any] = {"refresh_bank": False}
 

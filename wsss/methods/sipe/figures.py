@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from wsss.methods.cam.functional import normalize_cam
-from wsss.methods.sipe.functional import structure_map
+from wsss.maps.functional import normalize_cam
+from wsss.maps.structure import structure_map
 
 if TYPE_CHECKING:
     from wsss.methods.sipe.module import SIPE

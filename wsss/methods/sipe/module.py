@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from wsss.backbones.base import Backbone
 from wsss.errors import WsssError
-from wsss.methods.base import SeedMethod
-from wsss.methods.cam.functional import (
+from wsss.hosts.base import SeedMethod
+from wsss.maps.functional import (
     add_background,
     class_valid_mask,
     normalize_cam,
     resize_maps,
 )
+from wsss.maps.structure import hierarchical_feature
 from wsss.methods.sipe.figures import draw
 from wsss.methods.sipe.functional import (
     SEED_CHOICES,
@@ -25,7 +26,6 @@ from wsss.methods.sipe.functional import (
     estimate_background,
     explore,
     gsc_loss,
-    hierarchical_feature,
 )
 
 TEST_DEFAULTS: dict[str, Any] = {

@@ -1,0 +1,109 @@
+"""Class-map files: what make_cam writes and every later stage reads."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsss.errors import WsssError
+from wsss.files import atomic
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """The class maps of one image.
+
+    Attributes:
+        classes: ids of the image's foreground classes, ascending, 1-based, (K,).
+        size: height and width of the photograph.
+        maps: by kind (`cam`, `is_cam`, `pacam`, ...), float32 in [0, 1], (K, h, w); a kind with a
+            background map of its own has it first, (K+1, h, w).
+    """
+
+    classes: np.ndarray
+    size: tuple[int, int]
+    maps: dict[str, np.ndarray]
+
+    def has_background(self, kind: str) -> bool:
+        """Whether maps of this kind carry their own background channel."""
+        return len(self.maps[kind]) == len(self.classes) + 1
+
+
+def write_class_maps(path: Path, maps: ClassMaps, dtype: str = "uint8") -> None:
+    """Write class maps as a compressed `.npz` that is read without pickle.
+
+    Args:
+        path: file to write.
+        maps: values in [0, 1].
+        dtype: `uint8` (steps of 1/255) or `float16`.
+
+    Raises:
+        WsssError: another dtype.
+        ValueError: a map has neither K nor K+1 channels.
+    """
+    if dtype not in ("uint8", "float16"):
+        raise WsssError(f"make_cam.dtype={dtype}: choose uint8 or float16")
+    arrays: dict[str, np.ndarray] = {
+        "classes": np.asarray(maps.classes, dtype=np.int16),
+        "size": np.asarray(maps.size, dtype=np.int32),
+    }
+    for kind, values in maps.maps.items():
+        if len(values) - len(maps.classes) not in (0, 1):
+            raise ValueError(f"{kind}: {len(values)} channels for {len(maps.classes)} classes")
+        if dtype == "uint8":
+            arrays[f"map_{kind}"] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+        else:
+            arrays[f"map_{kind}"] = values.astype(np.float16)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_class_maps(path: Path, kind: str | None = None) -> ClassMaps:
+    """Read a class-map file, all kinds or one of them.
+
+    Raises:
+        WsssError: the file is missing or broken, or does not hold `kind`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = [name for name in stored.files if name.startswith("map_")]
+            if kind is not None:
+                if f"map_{kind}" not in names:
+                    there = ", ".join(name[4:] for name in names)
+                    raise WsssError(f"{path}: holds no map of kind {kind} (it has {there})")
+                names = [f"map_{kind}"]
+            maps = {}
+            for name in names:
+                values = stored[name]
+                scale = 255 if values.dtype == np.uint8 else 1
+                maps[name[4:]] = values.astype(np.float32) / scale
+            height, width = stored["size"].tolist()
+            return ClassMaps(stored["classes"].astype(np.int64), (height, width), maps)
+    except FileNotFoundError as error:
+        raise WsssError(f"{path}: no class maps; run stage=make_cam first") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise WsssError(
+            f"{path}: broken class-map file ({error}); delete it and run stage=make_cam again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Where a refining stage finds its class maps.
+
+    Attributes:
+        folder: Folder of class-map files.
+        kind: Which of their kinds.
+        hash: Stands for how they were made.
+    """
+
+    folder: Path
+    kind: str
+    hash: str
+
+    def read(self, name: str) -> ClassMaps:
+        """The class maps of one image, of this kind only."""
+        return read_class_maps(self.folder / f"{name}.npz", self.kind)

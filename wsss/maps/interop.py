@@ -1,0 +1,194 @@
+"""Class maps in the files of other projects: IRN's and SIPE's pickled `.npy` dictionaries.
+
+IRN writes `keys` (0-based class ids), `cam` (stride 4) and `high_res` (image size), partly as torch
+tensors. SIPE writes `keys` (0 for the background, then 1-based ids) and `IS_CAM` (image size, with
+its own background first).
+
+Such a file is a pickle, which can run any code when it is loaded. Here it is read by an unpickler
+that knows arrays and tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from wsss.data.base import missing_files
+from wsss.errors import WsssError
+from wsss.files import atomic
+from wsss.maps.files import ClassMaps
+from wsss.maps.fuse import enlarge
+
+FORMATS = ("irn", "sipe")
+# Names by which the versions of NumPy and PyTorch call what rebuilds arrays and tensors.
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("collections", "OrderedDict"),
+}
+
+
+def read_npy_maps(path: Path, size: tuple[int, int] | None = None) -> ClassMaps:
+    """Read the class maps of one image as IRN or SIPE stored them.
+
+    Args:
+        path: The `.npy` file.
+        size: (height, width) of the photograph; needed only for files without a map of its size.
+
+    Returns:
+        Class maps of kind `cam` (IRN) or `is_cam` (SIPE), at the resolution they are stored in
+        (IRN's at stride 4), with 1-based class ids.
+
+    Raises:
+        WsssError: If the file is missing, broken, of another content, or holds anything but arrays
+            and tensors.
+    """
+    content = _read_dictionary(path)
+    try:
+        keys = np.asarray(content["keys"], dtype=np.int64).reshape(-1)
+        full: tuple[int, ...] | None = size
+        if "IS_CAM" in content:
+            kind, maps = "is_cam", _floats(content["IS_CAM"])
+            full = maps.shape[1:]
+            if not len(keys) or keys[0] != 0:
+                raise WsssError(f"{path}: SIPE's keys must begin with 0, the background")
+            classes = keys[1:]
+        else:
+            kind, maps = "cam", _floats(content["cam" if "cam" in content else "high_res"])
+            if "high_res" in content:
+                full = np.shape(content["high_res"])[1:]
+            classes = keys + 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise WsssError(
+            f"{path}: no class maps of IRN (keys, cam, high_res) or SIPE (keys, IS_CAM): {error}"
+        ) from error
+    if maps.ndim != 3 or len(maps) != len(keys) or not np.isfinite(maps).all():
+        raise WsssError(f"{path}: maps of shape {maps.shape} for {len(keys)} keys, or not finite")
+    if full is None:
+        raise WsssError(f"{path}: holds no map of the photograph's size, and none was given")
+    if size is not None and tuple(full) != tuple(size):
+        raise WsssError(f"{path}: maps of {full[0]} x {full[1]} for a photograph of {size}")
+    order = np.argsort(classes)
+    extra = len(keys) - len(classes)
+    if len(classes) and (len(set(classes.tolist())) < len(classes) or classes.min() < 1):
+        raise WsssError(f"{path}: keys {keys.tolist()} are no distinct class ids")
+    rows = np.concatenate([np.arange(extra), order + extra]).astype(np.int64)
+    return ClassMaps(classes[order], (int(full[0]), int(full[1])), {kind: maps[rows]})
+
+
+def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
+    """Write class maps as IRN or SIPE read them, whole or not at all.
+
+    Args:
+        path: The `.npy` file.
+        maps: Class maps of one image; they are enlarged to the photograph's size.
+        kind: Which of its kinds.
+        form: `irn` (a background channel is left out) or `sipe`.
+
+    Raises:
+        WsssError: If the form is unknown, or `sipe` is asked for maps without a background.
+    """
+    if form not in FORMATS:
+        raise WsssError(f"format of exported maps: {form}; choose irn or sipe")
+    own_background = maps.has_background(kind)
+    stored = maps.maps[kind].astype(np.float32)
+    content: dict[str, Any]
+    if form == "sipe":
+        if not own_background:
+            raise WsssError(
+                f"maps of kind {kind} have no background channel, which SIPE's files need; "
+                "export them as irn"
+            )
+        keys = np.concatenate([[0], maps.classes]).astype(np.int64)
+        content = {"keys": keys, "IS_CAM": enlarge(stored, maps.size)}
+    else:
+        foreground = stored[1:] if own_background else stored
+        grid = ((maps.size[0] - 1) // 4 + 1, (maps.size[1] - 1) // 4 + 1)
+        content = {
+            # IRN moves `cam` to the GPU as it is, so it has to be a tensor.
+            "keys": torch.from_numpy(maps.classes.astype(np.int64) - 1),
+            "cam": torch.from_numpy(enlarge(foreground, grid)),
+            "high_res": enlarge(foreground, maps.size),
+        }
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, content)  # type: ignore[arg-type]  # an object array of one dictionary
+
+
+def npy_files(folder: Path, names: list[str]) -> list[Path]:
+    """The file of each image in a folder of `.npy` dictionaries.
+
+    Raises:
+        WsssError: If some are missing; the message counts them and names one.
+    """
+    paths = [folder / f"{name}.npy" for name in names]
+    missing = missing_files(paths)
+    if missing:
+        raise WsssError(
+            f"{folder}: {len(missing)} of {len(paths)} class-map files are missing, "
+            f"for instance {missing[0].name}"
+        )
+    return paths
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries, lists, numbers, arrays and tensors; refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither array nor tensor")
+        return super().find_class(module, name)
+
+
+def _load_storage(content: bytes) -> Any:
+    """A tensor's storage; `torch.storage._load_from_bytes` would unpickle it without limits."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _read_dictionary(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            _skip_header(file, path)
+            content = _ArrayUnpickler(file).load()
+        if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
+            content = content.item()
+    except FileNotFoundError as error:
+        raise WsssError(f"{path}: no such class-map file") from error
+    except WsssError:
+        raise
+    except Exception as error:  # a broken pickle can fail in any way
+        raise WsssError(f"{path}: not read, since it is broken or unsafe ({error})") from error
+    if not isinstance(content, dict):
+        raise WsssError(f"{path}: holds no dictionary of class maps")
+    return content
+
+
+def _skip_header(file: BinaryIO, path: Path) -> None:
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    dtype = read(file)[2]
+    if not dtype.hasobject:
+        raise WsssError(f"{path}: a plain array of {dtype}, not IRN's or SIPE's dictionary")
+
+
+def _floats(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float32)

@@ -1,0 +1,117 @@
+"""Loggers of a run, and the rows of an interrupted training's `metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from wsss.files import atomic
+from wsss.run.process import is_main_process
+
+METRICS = "metrics.csv"
+WANDB_ID = "run_id.txt"
+
+
+def csv_logger(folder: Path, run_name: str, stage: str) -> Logger:
+    """Metrics as `metrics.csv` in the stage's folder."""
+    return CSVLogger(save_dir=folder, name="", version="", flush_logs_every_n_steps=10)
+
+
+def tensorboard_logger(folder: Path, run_name: str, stage: str) -> Logger:
+    """TensorBoard event files in the stage's folder."""
+    return TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+
+
+def wandb_logger(
+    folder: Path,
+    run_name: str,
+    stage: str,
+    project: str = "wsss",
+    entity: str | None = None,
+    offline: bool = False,
+    tags: Sequence[str] = (),
+) -> Logger:
+    """One Weights & Biases run for this stage; runs of one name form a group.
+
+    A stage that is resumed goes on in its run, and one begun anew (`overwrite=true`) has a new
+    one: the run's id lies in the stage's folder.
+
+    Args:
+        folder: the stage's folder.
+        run_name: name of the group.
+        stage: type of the job.
+        project: W&B's project.
+        entity: user or team; null is the account's default.
+        offline: write to `folder/wandb` only; `wandb sync` uploads it later.
+        tags: the run's tags.
+    """
+    return WandbLogger(
+        project=project,
+        entity=entity,
+        offline=offline,
+        tags=list(tags),
+        save_dir=folder,
+        name=f"{folder.parent.name}/{stage}",
+        group=run_name,
+        job_type=stage,
+        id=wandb_id(folder),
+        resume="allow",
+    )
+
+
+def wandb_id(folder: Path) -> str | None:
+    """Id of the W&B run of a stage's folder: drawn once, then kept in `wandb/run_id.txt`.
+
+    It is not a hash of the folder's path, since two machines may use one path in one project.
+    """
+    path = folder / "wandb" / WANDB_ID
+    if not path.is_file() and is_main_process():
+        with atomic(path) as temporary:
+            temporary.write_text(f"{secrets.token_hex(6)}\n")
+    return path.read_text().strip() if path.is_file() else None
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the open W&B run, if any, so that the next job of a sweep begins its own."""
+    import sys
+
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of a `metrics.csv`; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the union of their columns."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def join_metrics(earlier: Sequence[Mapping[str, Any]], path: Path, resumed_at: int) -> None:
+    """Put the rows of an interrupted training, up to where it was resumed, before the new ones.
+
+    Args:
+        earlier: rows that were there before resuming.
+        path: `metrics.csv` that the resumed training wrote.
+        resumed_at: step of the checkpoint.
+    """
+    kept = [row for row in earlier if row.get("step") and int(row["step"]) < resumed_at]
+    if kept:
+        write_metrics(path, [*kept, *read_metrics(path)])
