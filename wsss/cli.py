@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,15 @@ from wsss.errors import WsssError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from wsss.build.settings import Settings
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 DOCTOR = {"doctor", "stage=doctor"}  # both words for the check of the installation
+# Keys that have moved, so that an old command is told where to.
+MOVED = {
+    "trainer.max_epochs": "training.max_epochs",
+    "trainer.gradient_clip_val": "training.gradient_clip_val",
+}
 MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
 
 
@@ -93,10 +100,13 @@ def overview() -> str:
         *(f"  {name:<16}{stage_summary(name)}" for name in stage_names()),
     ]
     titles = {
+        "host": "hosts",
         "method": "methods",
         "data": "data sets",
         "backbone": "backbones",
         "optimizer": "optimizers",
+        "refine": "refinements",
+        "segmentation": "segmentation networks",
         "trainer": "trainers",
         "logger": "loggers",
         "experiment": "experiments",
@@ -125,6 +135,8 @@ def one_line(error: BaseException) -> str:
             return f"{group}={name}: not installed; Hydra's plugins: pip install -e '.[sweep]'"
         return f"{group}={name}: no such choice; there are {', '.join(choices_of(group))}"
     key = re.search(r"Could not override '([^']+)'", text)
+    if key and key.group(1) in MOVED:
+        return f"{key.group(1)} is called {MOVED[key.group(1)]} now"
     if key:
         return f"{key.group(1)}: unknown key; `python run.py --cfg job` lists all keys"
     return re.sub(r"\s+", " ", text) or type(error).__name__
@@ -144,6 +156,37 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     # Lightning sends some of its warnings through PyTorch's own tree of modules.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*isinstance.treespec.*")
+
+
+def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
+    """Typed settings of each stage of a job, by its name in `pipeline`.
+
+    `PART/STAGE` is a stage of a run inside the run: its settings are those of the job with the key
+    `first.PART` over them, and its folders lie in `PART/`.
+
+    Raises:
+        WsssError: something is wrong with them.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    from wsss.build.settings import resolve_settings
+
+    found: dict[str, Settings] = {}
+    of_part: dict[str, Settings] = {}
+    for name in names:
+        part = name.rpartition("/")[0]
+        if part not in of_part:
+            own = cfg
+            if part:
+                changes = (cfg.get("first") or {}).get(part)
+                if changes is None:
+                    raise WsssError(f"stage={name}: the key first.{part} is not given")
+                own = OmegaConf.merge(cfg, changes)  # type: ignore[assignment]
+                with open_dict(own):
+                    own.paths.run = str(Path(cfg.paths.run) / part)
+            of_part[part] = resolve_settings(own)
+        found[name] = of_part[part]
+    return found
 
 
 def _job(cfg: object, debug: bool) -> float | None:
@@ -169,20 +212,20 @@ def _job(cfg: object, debug: bool) -> float | None:
     if is_main_process():
         failures.forget(folder)
     try:
-        stages = list(cfg.pipeline) if cfg.stage == "all" else [cfg.stage]
-        work = [get_stage(name) for name in stages]
-        result = None
-        for number, stage in enumerate(work):
-            name = stages[number]
+        stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
+        work = [get_stage(one.rpartition("/")[2]) for one in stages]
+        settings = settings_of(cfg, stages)
+        miou = None
+        for number, (name, stage) in enumerate(zip(stages, work, strict=True), 1):
             if len(work) > 1:
-                say(f"[{number + 1}/{len(work)}] {name}")
+                say(f"[{number}/{len(work)}] {name}")
             if is_main_process():
                 failures.forget(folder.parent / name)
-            result = stage(cfg)
+            miou = stage(settings[name]).miou
             finish_wandb(0)  # the next stage has a run of its own
             wait_for_all()  # the next stage reads what the main process has just written
         code = 0
-        return result.get("miou") if isinstance(result, dict) else None
+        return miou
     except Exception as error:
         if is_main_process():
             log = folder / f"{hydra.job.name}.log"
@@ -203,7 +246,7 @@ def _job(cfg: object, debug: bool) -> float | None:
         finish_wandb(code)
 
 
-def compose_for_doctor(overrides: list[str]) -> DictConfig:
+def compose_for_doctor(overrides: list[str]) -> Settings:
     """The settings that a command line stands for, without any folder for them.
 
     Args:
@@ -211,12 +254,17 @@ def compose_for_doctor(overrides: list[str]) -> DictConfig:
 
     Raises:
         HydraException: an unknown key or choice.
+        WsssError: something else is wrong with a key.
     """
     from hydra import compose, initialize_config_dir
+    from omegaconf import open_dict
 
     _register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*overrides, "stage=doctor"])
+        cfg = compose("config", overrides=[*overrides, "stage=doctor"])
+    with open_dict(cfg):
+        cfg.paths.run, cfg.run_name = str(Path(cfg.paths.outputs) / "doctor"), "doctor"
+    return settings_of(cfg, ["doctor"])["doctor"]
 
 
 def _register_resolvers() -> None:

@@ -6,7 +6,6 @@ Only the standard library is imported here at once: what is looked at may be mis
 from __future__ import annotations
 
 import importlib
-import netrc
 import os
 import platform
 import shutil
@@ -16,10 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from wsss.errors import WsssError
+
+if TYPE_CHECKING:
+    from wsss.build.settings import DataSettings, Settings
+    from wsss.segmentation.settings import NetworkSettings
 
 OLDEST_PYTHON, TOO_NEW_PYTHON = (3, 11), (3, 14)
 # Modules without which no stage starts, and their packages.
@@ -156,9 +159,18 @@ def _package(
     except Exception as error:  # a library that is not there, two builds that don't match
         return failed(f"can't be imported ({type(error).__name__}: {error})")
     least = oldest.get(package)
-    if least and _numbers(version) < _numbers(least):
+    if least and _older(version, least):
         return Finding("note", package, f"{version} is older than {least}", f"{INSTALL} -U")
     return Finding("ok", package, version)
+
+
+def _older(version: str, least: str) -> bool:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(version) < Version(least)
+    except InvalidVersion:
+        return False
 
 
 def _oldest_versions() -> dict[str, str]:
@@ -173,16 +185,6 @@ def _oldest_versions() -> dict[str, str]:
         if least:
             found[name.strip()] = rest.partition(";")[0].partition(",")[0].strip()
     return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`2.6.0+cu126` as (2, 6, 0); what is no number ends it."""
-    numbers = []
-    for part in version.partition("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
 
 
 def check_machine() -> Iterator[Finding]:
@@ -285,21 +287,21 @@ def check_crf() -> Finding:
         return Finding("problem", "pydensecrf", text, "pip install --force-reinstall pydensecrf2")
 
 
-def check_settings(cfg: Any) -> Iterator[Finding]:
-    """What the composed settings `cfg` need: folders, data, weights, accounts."""
-    yield from check_outputs(Path(cfg.paths.outputs))
-    if cfg.trainer.accelerator in ("gpu", "cuda"):
+def check_settings(s: Settings) -> Iterator[Finding]:
+    """What the settings need: folders, data, weights, accounts."""
+    yield from check_outputs(Path(s.paths.outputs))
+    if s.trainer.accelerator in ("gpu", "cuda"):
         import torch
 
         if not torch.cuda.is_available():
             yield fatal("trainer", "a GPU is asked for and there is none", "trainer=cpu or auto")
-    yield from check_data(cfg)
-    yield check_backbone_weights(cfg.backbone)
-    if cfg.get("segmentation"):
-        yield check_segmentation_weights(cfg.segmentation.network)
-    if cfg.checkpoint and not Path(cfg.checkpoint).is_file():
-        yield Finding("problem", "checkpoint", f"{cfg.checkpoint}: no such file", "correct it")
-    yield check_wandb((cfg.get("logger") or {}).get("wandb"), os.environ)
+    yield from check_data(s.data)
+    yield check_backbone_weights(s.backbone.options)
+    yield check_segmentation_weights(s.segmentation.network)
+    if s.checkpoint and not Path(s.checkpoint).is_file():
+        yield Finding("problem", "checkpoint", f"{s.checkpoint}: no such file", "correct it")
+    wandb = s.logger.get("wandb")
+    yield check_wandb(wandb.options if wandb else None, os.environ)
 
 
 def check_outputs(outputs: Path) -> Iterator[Finding]:
@@ -333,7 +335,7 @@ def check_data(cfg: Any) -> Iterator[Finding]:
         image_set = build_image_set(cfg)
         root = Path(data["root"]).expanduser()
         if isinstance(image_set, Scenes):
-            if image_set.list_path(data["train_split"]) is None:
+            if image_set.list_path(data.train_split) is None:
                 yield Finding("ok", name, f"{root} is generated when it is first used")
                 return
         elif hasattr(image_set, "check_root"):
@@ -345,7 +347,7 @@ def check_data(cfg: Any) -> Iterator[Finding]:
         yield fatal(name, _said(error))
         return
     yield Finding("ok", name, str(root))
-    splits = [data[key] for key in ("train_split", "infer_split", "eval_split", "val_split")]
+    splits = [data.train_split, data.infer_split, data.eval_split, data.val_split]
     for split in dict.fromkeys(split for split in splits if split):
         yield _split(image_set, split)
 
@@ -370,7 +372,7 @@ def _split(image_set: Any, split: str) -> Finding:
     return Finding("ok", what, f"{len(names)} image{'s' * (len(names) != 1)}")
 
 
-def check_backbone_weights(backbone: Any) -> Finding:
+def check_backbone_weights(backbone: Mapping[str, Any]) -> Finding:
     """Initial weights of the backbone: a file that can be read, a download, or none."""
     from wsss.backbones.base import read_state_dict
 
@@ -390,7 +392,7 @@ def check_backbone_weights(backbone: Any) -> Finding:
     return Finding("note", what, "imagenet, is downloaded when it is first used", remedy)
 
 
-def downloaded(backbone: Any) -> Path | None:
+def downloaded(backbone: Mapping[str, Any]) -> Path | None:
     """The file to which the backbone's ImageNet weights were downloaded, if they were."""
     import torch
 
@@ -398,12 +400,12 @@ def downloaded(backbone: Any) -> Path | None:
     if "depth" in backbone:
         import torchvision
 
-        network = f"resnet{backbone.depth}"
+        network = f"resnet{backbone['depth']}"
         url = torchvision.models.get_model_weights(network)["IMAGENET1K_V1"].url
     else:
         import timm
 
-        pretrained = timm.get_pretrained_cfg(backbone.name)
+        pretrained = timm.get_pretrained_cfg(backbone["name"])
         if pretrained is None:
             return None
         if pretrained.hf_hub_id:
@@ -418,7 +420,7 @@ def downloaded(backbone: Any) -> Path | None:
     return path if path.is_file() else None
 
 
-def check_segmentation_weights(network: Any) -> Finding:
+def check_segmentation_weights(network: NetworkSettings) -> Finding:
     """Initial weights of the segmentation network, which is trained last."""
     from wsss.segmentation.base import read_weights
 
@@ -436,7 +438,7 @@ def check_segmentation_weights(network: Any) -> Finding:
         return Finding("problem", what, str(error))
 
 
-def check_wandb(logger: Any, environment: Mapping[str, str]) -> Finding:
+def check_wandb(logger: Mapping[str, Any] | None, environment: Mapping[str, str]) -> Finding:
     """Whether Weights & Biases would take a run; nothing is sent.
 
     Args:
@@ -446,26 +448,24 @@ def check_wandb(logger: Any, environment: Mapping[str, str]) -> Finding:
     mode = environment.get("WANDB_MODE", "online")
     if mode == "disabled":
         return Finding("note", "W&B", "WANDB_MODE=disabled: nothing is recorded", "unset it")
-    if mode in ("offline", "dryrun") or (logger and logger.offline):
+    if mode in ("offline", "dryrun") or (logger and logger["offline"]):
         return Finding("ok", "W&B", "offline; `wandb sync` uploads the runs later")
-    host = urlparse(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if environment.get("WANDB_API_KEY") or _in_netrc(host, environment):
+    address = environment.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(address).hostname or ""
+    if environment.get("WANDB_API_KEY") or _logged_in(address):
         return Finding("ok", "W&B", f"logged in at {host}")
     if logger:
         return fatal("W&B", f"not logged in at {host}", "wandb login, or logger.wandb.offline=true")
     return Finding("ok", "W&B", "not logged in, and not used (logger=wandb would)")
 
 
-def _in_netrc(host: str, environment: Mapping[str, str]) -> bool:
-    """Whether a login for the host is stored; it is not looked at."""
-    home = Path(environment.get("HOME", "~")).expanduser()
-    given = environment.get("NETRC")
-    for path in [Path(given)] if given else [home / ".netrc", home / "_netrc"]:
-        try:
-            return host in netrc.netrc(str(path)).hosts
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+def _logged_in(address: str) -> bool:
+    """Whether a login for an address is stored where W&B looks for it."""
+    try:
+        from requests.utils import get_netrc_auth  # what W&B itself stands on
+    except ModuleNotFoundError:
+        return False
+    return get_netrc_auth(address) is not None
 
 
 def _said(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""From a composed configuration to the segmentation network: built anew, or as it was trained."""
+"""The segmentation network: built anew, or as it was trained."""
 
 from __future__ import annotations
 
@@ -8,85 +8,93 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
-from wsss.run.folder import MANIFEST, require
-from wsss.files import read_json
 from wsss.backbones.base import Backbone
-from wsss.run.compute import choose_memory_format
+from wsss.build.objects import (
+    build_backbone,
+    build_image_set,
+    find_checkpoint,
+    first_fault,
+    load_network,
+)
+from wsss.build.settings import Settings
 from wsss.errors import WsssError
+from wsss.files import read_json
+from wsss.run.callbacks import CHECKPOINT
+from wsss.run.compute import choose_memory_format
+from wsss.run.folder import MANIFEST, require
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.module import Segmenter
-from wsss.run.callbacks import CHECKPOINT
-
-FEATURES = ("pretrained", "method")
-ON_BACKBONE = "backbone"  # the network that stands on one of the project's backbones
+from wsss.segmentation.settings import ON_BACKBONE
 
 
-def _backbone(cfg: DictConfig, fresh: bool, wanted_by: str) -> Backbone | None:
-    """The backbone of a network that has one, else None."""
-    options = cfg.segmentation
-    if options.features not in FEATURES:
-        raise WsssError(f"segmentation.features={options.features}: pretrained or method")
-    if options.network.name != ON_BACKBONE:
-        if options.features == "method":
-            raise WsssError(
-                "segmentation.features=method needs segmentation.network.name=backbone: "
-                f"{options.network.name} has a body of its own"
-            )
-        return None
-    if fresh and options.features == "method":
-        checkpoint, _ = ex.find_checkpoint(cfg, wanted_by)
-        return ex.load_method(cfg, checkpoint, ex.build_image_set(cfg).num_classes).backbone
-    return ex.build_backbone(cfg, pretrained=fresh)
+def method_backbone(s: Settings, classes: tuple[str, ...], wanted_by: str) -> Backbone:
+    """The backbone of the trained host, for networks that go on from it.
+
+    Raises:
+        WsssError: the host has none, or its training has not ended.
+    """
+    checkpoint, _ = find_checkpoint(s, wanted_by)
+    host = load_network(s, checkpoint, classes).host
+    backbone = getattr(host, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise WsssError(
+            f"stage={wanted_by}: features=method wants a host on a backbone, "
+            f"{type(host).__name__} has none; take features=pretrained"
+        )
+    return backbone
 
 
 def build_segmenter(
-    cfg: DictConfig, classes: Sequence[str], fresh: bool = True, wanted_by: str = "seg_train"
+    s: Settings, classes: Sequence[str], fresh: bool = True, wanted_by: str = "seg_train"
 ) -> tuple[Segmenter, SegmentationNetwork]:
     """The network that `segmentation` describes, and its training.
 
     Args:
-        cfg: The program's settings.
-        classes: Foreground class names.
-        fresh: Whether to load initial weights; a checkpoint that fills all needs none.
-        wanted_by: The stage that asks, for messages.
+        s: the settings.
+        classes: foreground class names.
+        fresh: whether to load initial weights; a checkpoint that fills all needs none.
+        wanted_by: the stage that asks, for messages.
     """
-    options = ex.plain(cfg.segmentation)
-    network_options = dict(options["network"])
-    name, weights = network_options.pop("name"), network_options.pop("weights", None)
-    backbone = _backbone(cfg, fresh, wanted_by)
-    torch.manual_seed(cfg.seed)
+    options = s.segmentation
+    backbone = None
+    if options.network.name == ON_BACKBONE:
+        if fresh and options.features == "method":
+            backbone = method_backbone(s, build_image_set(s).classes, wanted_by)
+        else:
+            backbone = build_backbone(s, pretrained=fresh)
+    torch.manual_seed(s.seed)
     network = build_network(
-        name,
+        options.network.name,
         len(classes) + 1,
-        weights=weights if fresh else None,
+        weights=options.network.weights if fresh else None,
         backbone=backbone,
-        **network_options,
+        rates=options.network.rates,
+        trained_on=options.network.trained_on,
     )
     segmenter = Segmenter(
         network,
-        optimizer=options["optimizer"],
-        loss=options["loss"],
-        train_scales=tuple(options["msc_scales"]),
-        msc=options["msc"],
+        optimizer=options.optimizer,
+        loss=options.loss,
+        train_scales=options.msc_scales,
+        msc=options.msc,
         class_names=tuple(classes),
     )
-    if choose_memory_format(cfg.trainer.memory_format) == "channels_last":
+    if choose_memory_format(s.trainer.memory_format) == "channels_last":
         segmenter.to(memory_format=torch.channels_last)
     return segmenter, network
 
 
-def initial_weights(cfg: DictConfig, network: SegmentationNetwork) -> str:
+def initial_weights(s: Settings, network: SegmentationNetwork) -> str:
     """What the network starts from, for manifests and messages: ImageNet, COCO, a file, none."""
+    options = s.segmentation
     name = network.initial_weights
-    if cfg.segmentation.features == "method":
-        name = f"the {cfg.method.name} classifier of this run"
-    elif cfg.segmentation.network.name == ON_BACKBONE and not cfg.segmentation.network.weights:
-        weights = cfg.backbone.get("weights")
-        name = cfg.segmentation.network.trained_on or (Path(weights).name if weights else "none")
+    if options.features == "method":
+        name = f"the {s.method.name} classifier of this run"
+    elif options.network.name == ON_BACKBONE and not options.network.weights:
+        weights = s.backbone.options.get("weights")
+        name = options.network.trained_on or (Path(weights).name if weights else "none")
     return in_words(name)
 
 
@@ -101,10 +109,10 @@ class Trained:
     """A trained segmentation network.
 
     Attributes:
-        path: Its checkpoint.
-        hash: Stands for how it was trained.
-        classes: Foreground class names.
-        initial_weights: What it was trained from.
+        path: its checkpoint.
+        hash: stands for how it was trained.
+        classes: foreground class names.
+        initial_weights: what it was trained from.
     """
 
     path: Path
@@ -113,20 +121,20 @@ class Trained:
     initial_weights: str
 
 
-def find_trained(cfg: DictConfig, wanted_by: str) -> Trained:
+def find_trained(s: Settings, wanted_by: str) -> Trained:
     """The network that `segmentation.checkpoint` names, else that of this run's seg_train.
 
     Raises:
-        WsssError: If there is none.
+        WsssError: there is none.
     """
-    if cfg.segmentation.checkpoint:
-        path = Path(cfg.segmentation.checkpoint)
+    if s.segmentation.checkpoint:
+        path = Path(s.segmentation.checkpoint).expanduser()
         if not path.is_file():
             raise WsssError(f"segmentation.checkpoint={path}: no such file")
         beside = path.parent / MANIFEST
         if not beside.is_file():
             note = _read(path).get("segmentation", {})  # the checkpoint of an unfinished training
-            classes = note.get("class_names") or ex.build_image_set(cfg).classes
+            classes = note.get("class_names") or build_image_set(s).classes
             made_from = in_words(note.get("initial_weights", "unknown"))
             return Trained(path, str(path.resolve()), tuple(classes), made_from)
         made = read_json(beside)
@@ -135,29 +143,28 @@ def find_trained(cfg: DictConfig, wanted_by: str) -> Trained:
                 f"segmentation.checkpoint={path}: made by stage={made.get('stage')}, not seg_train"
             )
     else:
-        path = ex.stage_folder(cfg, "seg_train") / CHECKPOINT
+        path = s.folder("seg_train") / CHECKPOINT
         made = require(path.parent, "seg_train", wanted_by)
     return Trained(path, made["hash"], tuple(made["class_names"]), made["initial_weights"])
 
 
 def load_trained(
-    cfg: DictConfig, trained: Trained, wanted_by: str
+    s: Settings, trained: Trained, wanted_by: str
 ) -> tuple[Segmenter, SegmentationNetwork]:
     """The trained network, ready for inference.
 
     Raises:
-        WsssError: If the checkpoint is broken, or of another network or number of classes.
+        WsssError: the checkpoint is broken, or of another network or number of classes.
     """
-    segmenter, network = build_segmenter(cfg, trained.classes, False, wanted_by)
+    segmenter, network = build_segmenter(s, trained.classes, False, wanted_by)
     weights = _read(trained.path)["state_dict"]
     try:
         segmenter.load_state_dict(weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise WsssError(
             f"{trained.path}: not a checkpoint of segmentation.network.name="
-            f"{cfg.segmentation.network.name} with {len(trained.classes) + 1} labels "
-            f"({reason[:200]})"
+            f"{s.segmentation.network.name} with {len(trained.classes) + 1} labels "
+            f"({first_fault(error)})"
         ) from error
     return segmenter.eval(), network
 

@@ -1,8 +1,10 @@
-"""The loaders of seed training and map making; neither ever reads a mask."""
+"""The loaders of every training and of every prediction; none of them ever reads a truth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,84 +13,174 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.base import ImageSet
+from wsss.data.masks import read_mask
 from wsss.data.photographs import load_image
-from wsss.data.transforms import TrainingCrop, scaled_images
+from wsss.data.transforms import Crop
 from wsss.errors import WsssError
 from wsss.run.pool import cores
 
+Sample = dict[str, Any]
 
-class TrainingSet(Dataset):
+
+def labels_of(image_set: ImageSet, split: str, names: Sequence[str]) -> np.ndarray:
+    """Image labels, (len(names), N) uint8; zeros for a split without labels."""
+    if split in image_set.unlabelled_splits:
+        return np.zeros((len(names), image_set.num_classes), dtype=np.uint8)
+    return image_set.labels(names)
+
+
+class EpochSet(Dataset):
     """Training samples, addressed by (epoch, index).
 
     A sample's randomness comes from (seed, epoch, index) alone: it is the same in any worker, in
-    any process and after a resume.
+    any process and after a resume. A sample has `image` (3, S, S), `valid` (S, S), `name` and
+    `size` (2,), with image labels `label` (N,), with label maps `target` (S, S).
     """
 
     def __init__(
         self,
         image_set: ImageSet,
         names: Sequence[str],
-        labels: np.ndarray,
-        crop: TrainingCrop,
+        crop: Crop,
         seed: int,
+        labels: np.ndarray | None = None,
+        targets: Path | None = None,
     ) -> None:
-        """Keep what a sample is made of; `labels` is (len(names), N)."""
-        self.image_set = image_set
-        self.names = list(names)
-        self.labels = torch.from_numpy(labels).float()
-        self.crop = crop
-        self.seed = seed
+        """Keep what a sample is made of.
+
+        Args:
+            image_set: gives the image files; its masks are never read.
+            names: the images.
+            crop: the training crop.
+            seed: seed of the crops.
+            labels: image labels (len(names), N).
+            targets: folder of label maps NAME.png, made by an earlier stage.
+        """
+        self.image_set, self.names, self.crop, self.seed = image_set, list(names), crop, seed
+        self.labels = None if labels is None else torch.from_numpy(labels).float()
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Sample `index` as `epoch` sees it, for key = (epoch, index)."""
         epoch, index = key
         name = self.names[index]
         image = load_image(self.image_set.image_path(name))
-        crop, valid = self.crop(image, np.random.default_rng([self.seed, epoch, index]))
-        return {
-            "image": crop,
-            "label": self.labels[index],
+        ids = None if self.targets is None else read_target(self.image_set, self.targets, name)
+        if ids is not None and ids.shape != image.shape[:2]:
+            raise WsssError(
+                f"label map {self.targets}/{name}.png is {ids.shape[0]} x {ids.shape[1]}, its "
+                f"image {image.shape[0]} x {image.shape[1]}; run the stage that makes it again"
+            )
+        cropped = self.crop(image, np.random.default_rng([self.seed, epoch, index]), ids)
+        sample: Sample = {
+            "image": cropped.image,
+            "valid": cropped.valid,
             "name": name,
             "size": torch.tensor(image.shape[:2]),
-            "valid": valid,
         }
+        if self.labels is not None:
+            sample["label"] = self.labels[index]
+        if cropped.target is not None:
+            sample["target"] = cropped.target
+        return sample
 
 
-class PyramidSet(Dataset):
-    """Test-time samples: each image at every scale."""
+def read_target(image_set: ImageSet, folder: Path, name: str) -> np.ndarray:
+    """A label map of an earlier stage, (H, W) uint8, 255 unsure."""
+    return read_mask(folder / f"{name}.png", image_set.num_classes)
+
+
+class WholeSet(Dataset):
+    """Whole pictures for prediction.
+
+    A sample has `images` (list of (3, h_s, w_s)), `name` and `size` (2,), with image labels
+    `label` (N,), with label maps `target` (H, W), if wanted the `picture` (H, W, 3) uint8. One
+    that can't be read has `images` None if `lenient`, else it is an error.
+    """
 
     def __init__(
         self,
         image_set: ImageSet,
         names: Sequence[str],
-        labels: np.ndarray,
-        scales: Sequence[float],
-        mean: Sequence[float],
-        std: Sequence[float],
-        long_side: int | None,
+        inputs: Callable[[np.ndarray], list[Tensor]],
+        labels: np.ndarray | None = None,
+        targets: Path | None = None,
+        picture: bool = False,
+        lenient: bool = False,
     ) -> None:
-        """Keep what a sample is made of; `labels` is (len(names), N)."""
-        self.image_set = image_set
-        self.names = list(names)
-        self.labels = torch.from_numpy(labels).float()
-        self.scales, self.mean, self.std, self.long_side = scales, mean, std, long_side
+        """Keep what a sample is made of.
+
+        Args:
+            image_set: gives the image files.
+            names: the images.
+            inputs: network inputs of a picture (H, W, 3) uint8, see `wsss.data.transforms.Pyramid`.
+            labels: image labels (len(names), N).
+            targets: folder of label maps NAME.png.
+            picture: whether samples hold the picture itself.
+            lenient: pass over what can't be read.
+        """
+        self.image_set, self.names, self.inputs = image_set, list(names), inputs
+        self.labels, self.targets, self.picture, self.lenient = labels, targets, picture, lenient
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """Sample `index`: images (list of (3, h_s, w_s)), label (N,), name, size (2,)."""
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`."""
         name = self.names[index]
-        image = load_image(self.image_set.image_path(name))
-        return {
-            "images": scaled_images(image, self.scales, self.mean, self.std, self.long_side),
-            "label": self.labels[index],
+        try:
+            picture = load_image(self.image_set.image_path(name))
+        except WsssError:
+            if not self.lenient:
+                raise
+            return {"name": name, "images": None}
+        sample: Sample = {
+            "images": self.inputs(picture),
             "name": name,
-            "size": torch.tensor(image.shape[:2]),
+            "size": torch.tensor(picture.shape[:2]),
         }
+        if self.labels is not None:
+            sample["label"] = torch.from_numpy(self.labels[index]).float()
+        if self.targets is not None:
+            ids = read_target(self.image_set, self.targets, name)
+            sample["target"] = torch.from_numpy(ids)
+        if self.picture:
+            sample["picture"] = torch.from_numpy(picture)
+        return sample
+
+    def select(self, rows: Sequence[int]) -> WholeSet:
+        """Some of the samples, in the order of `rows`."""
+        return WholeSet(
+            self.image_set,
+            [self.names[row] for row in rows],
+            self.inputs,
+            None if self.labels is None else self.labels[list(rows)],
+            self.targets,
+            self.picture,
+            self.lenient,
+        )
+
+    def only(self, names: Sequence[str]) -> WholeSet:
+        """The samples of these images, in their own order."""
+        wanted = set(names)
+        return self.select([row for row, name in enumerate(self.names) if name in wanted])
+
+    def share(self, rank: int, world: int) -> WholeSet:
+        """Each `world`-th sample from `rank` on: disjoint shares that miss and repeat none."""
+        return self.select(range(rank, len(self), world))
+
+    def loader(self, num_workers: int = 0) -> DataLoader:
+        """The samples one by one, as they are."""
+        return DataLoader(
+            self,
+            batch_size=1,
+            collate_fn=single_sample,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -126,175 +218,84 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, int(index)) for index in used[self.rank :: self.world])
 
 
-class WSSSDataModule(pl.LightningDataModule):
-    """Loaders for training (`fit`) and for making class maps (`predict`)."""
+class EpochData(pl.LightningDataModule):
+    """Loaders for training (`fit`) and prediction (`predict`), the same for all stages."""
 
     def __init__(
         self,
-        image_set: ImageSet,
-        train_split: str = "trainaug",
-        infer_split: str = "train",
-        eval_split: str = "train",
-        crop_size: int = 512,
-        long_side: Sequence[int] = (320, 640),
-        batch_size: int = 16,
+        train: EpochSet | None = None,
+        whole: WholeSet | None = None,
+        batch_size: int = 1,
+        accumulate: int = 1,
         num_workers: int = -1,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
-        infer_long_side: int | None = None,
-        seed: int = 0,
+        key: str = "data.batch_size",
     ) -> None:
-        """Keep the settings; files are looked at by `setup`.
+        """Keep the samples.
 
         Args:
-            image_set: The data set.
-            train_split: Split to train on, with image labels only.
-            infer_split: Split that `predict` makes class maps of.
-            eval_split: Split with masks that evaluation stages score; no loader here reads it.
-            crop_size: Side of the square training crop, pixels.
-            long_side: Smallest and largest length of a training image's longer side, pixels.
-            batch_size: Images per optimizer step over all processes together.
-            num_workers: Loader processes per training process; -1 chooses (`loader_workers`).
-            mean: Mean per RGB channel, in [0, 1], that the backbone was trained with.
-            std: Standard deviation per RGB channel, likewise.
-            scales: Test-time scales, first to last.
-            infer_long_side: Longer side in pixels that counts as scale 1 at test time; None: the
-                image's own size.
-            seed: Seed of order and crops.
+            train: samples of a training; None if only predictions are wanted.
+            whole: samples of a prediction; in a training those that a method may look through
+                between epochs, in the order of its list.
+            batch_size: images of one forward pass over all processes together.
+            accumulate: forward passes of one optimizer step.
+            num_workers: loader processes per training process; -1 chooses (`loader_workers`).
+            key: the setting that `batch_size` comes from, for messages.
 
         Raises:
-            WsssError: If a value makes no sense; the message names its key.
+            WsssError: not one step can be filled.
         """
         super().__init__()
-        self.image_set = image_set
-        self.train_split, self.infer_split, self.eval_split = train_split, infer_split, eval_split
-        self.crop_size, self.batch_size, self.seed = int(crop_size), int(batch_size), int(seed)
-        self.num_workers = int(num_workers)
-        self.scales = tuple(float(scale) for scale in scales)
-        self.infer_long_side = None if infer_long_side is None else int(infer_long_side)
-        self._only: frozenset[str] | None = None
-
-        sides = tuple(int(side) for side in long_side)
-        colours = [tuple(float(value) for value in values) for values in (mean, std)]
-        if self.crop_size < 1:
-            raise WsssError(f"data.crop_size must be at least 1, got {crop_size}")
-        if self.batch_size < 1:
-            raise WsssError(f"data.batch_size must be at least 1, got {batch_size}")
-        if self.num_workers < -1:
-            raise WsssError(f"data.num_workers must be -1 (choose) or more, got {num_workers}")
-        if self.seed < 0:
-            raise WsssError(f"seed must be 0 or more, got {seed}")
-        if len(sides) != 2 or not 1 <= sides[0] <= sides[1]:
-            raise WsssError(f"data.long_side must be [smallest, largest], got {list(sides)}")
-        if not self.scales or min(self.scales) <= 0:
-            raise WsssError(f"data.scales must be positive numbers, got {list(self.scales)}")
-        if self.infer_long_side is not None and self.infer_long_side < 1:
+        self.train_set, self.whole = train, whole
+        self.batch_size, self.accumulate, self.key = batch_size, accumulate, key
+        self.num_workers = loader_workers() if num_workers < 0 else num_workers
+        if train is not None and len(train) < batch_size * accumulate:
+            times = f" x {accumulate} accumulated" if accumulate > 1 else ""
             raise WsssError(
-                f"data.infer_long_side must be null or 1 or more, got {infer_long_side}"
+                f"{key}={batch_size}{times} is more than the {len(train)} images to train on: not "
+                "one step can be filled"
             )
-        if any(len(values) != 3 for values in colours) or min(colours[1]) <= 0:
-            raise WsssError(
-                "data.mean and data.std must be three numbers each, std above 0; "
-                f"got {list(mean)} and {list(std)}"
-            )
-        (red, green, blue), (red_std, green_std, blue_std) = colours
-        self.crop = TrainingCrop(
-            crop_size=self.crop_size,
-            long_side=(sides[0], sides[1]),
-            mean=(red, green, blue),
-            std=(red_std, green_std, blue_std),
-        )
 
     @property
-    def num_classes(self) -> int:
-        """Number N of foreground classes."""
-        return self.image_set.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the foreground classes; entry n is class id n + 1."""
-        return self.image_set.classes
-
-    def only(self, names: Iterable[str] | None) -> WSSSDataModule:
-        """Restrict prediction to these images of the infer split (a resumed run); None: all."""
-        self._only = None if names is None else frozenset(names)
-        return self
-
-    def prepare_data(self) -> None:
-        """Check the files once per machine, before the other processes look."""
-        split = self.train_split if self._is_fitting() else self.infer_split
-        self.image_set.check(split)
-        self._labels(split, self.image_set.names(split))  # fills the cache, if there is one
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; images that fill no step are left to other epochs."""
+        assert self.train_set is not None
+        return len(self.train_set) // (self.batch_size * self.accumulate)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled training batches: image, label, name, size, valid.
+        """Shuffled training batches; an epoch ends with a whole optimizer step.
 
         Raises:
-            WsssError: If the batch can't be split over the processes or exceeds the data set.
+            WsssError: the batch can't be split over the processes.
         """
+        assert self.train_set is not None
         rank, world = self._rank_and_world()
         if self.batch_size % world:
             raise WsssError(
-                f"data.batch_size={self.batch_size} is the global batch and must be divisible by "
-                f"the {world} processes"
+                f"{self.key}={self.batch_size} is the global batch and must be divisible by the "
+                f"{world} processes"
             )
-        names = self.image_set.names(self.train_split)
-        if len(names) < self.batch_size:
-            raise WsssError(
-                f"data.batch_size={self.batch_size} is larger than the {len(names)} images of "
-                f"split '{self.train_split}': not one batch can be filled"
-            )
-        dataset = TrainingSet(
-            self.image_set, names, self._labels(self.train_split, names), self.crop, self.seed
-        )
         sampler = EpochSampler(
-            len(names), self.batch_size, self.seed, self._first_epoch(), rank, world
+            len(self.train_set),
+            self.batch_size * self.accumulate,
+            self.train_set.seed,
+            self._first_epoch(),
+            rank,
+            world,
         )
-        workers = self._workers()
         return DataLoader(
-            dataset,
+            self.train_set,
             batch_size=self.batch_size // world,
             sampler=sampler,
             drop_last=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def predict_dataloader(self) -> DataLoader:
-        """Each image of the infer split once over all processes, whole, at every scale.
-
-        A batch is one plain sample: images (list of (3, h_s, w_s)), label (N,), name, size (2,).
-        Images of an unlabelled split get a label of zeros.
-        """
-        names = self.image_set.names(self.infer_split)
-        if self._only is not None:
-            names = [name for name in names if name in self._only]
-        rank, world = self._rank_and_world()
-        mine = names[rank::world]  # nothing is repeated to fill up: shares may differ by one
-        dataset = PyramidSet(
-            self.image_set,
-            mine,
-            self._labels(self.infer_split, mine),
-            self.scales,
-            self.crop.mean,
-            self.crop.std,
-            self.infer_long_side,
-        )
-        return DataLoader(
-            dataset,
-            batch_size=1,
-            shuffle=False,
-            collate_fn=single_sample,
-            num_workers=self._workers(),
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _labels(self, split: str, names: Sequence[str]) -> np.ndarray:
-        if split in self.image_set.unlabelled_splits:
-            return np.zeros((len(names), self.num_classes), dtype=np.uint8)
-        return self.image_set.labels(names)
+        """Each picture once over all processes; a batch is one plain sample."""
+        assert self.whole is not None
+        return self.whole.share(*self._rank_and_world()).loader(self.num_workers)
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -312,14 +313,8 @@ class WSSSDataModule(pl.LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
-    def _is_fitting(self) -> bool:
-        return self.trainer is None or self.trainer.state.fn == "fit"
 
-    def _workers(self) -> int:
-        return self.num_workers if self.num_workers >= 0 else loader_workers()
-
-
-def single_sample(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def single_sample(samples: list[Sample]) -> Sample:
     """Collate a batch of one: the sample itself."""
     (sample,) = samples
     return sample

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
@@ -22,10 +21,10 @@ from wsss.run.pool import parallel
 MASKS = "masks"
 
 
-def scored_names(cfg: DictConfig, image_set: ImageSet, names: Sequence[str]) -> list[str]:
-    """Images of `data.eval_split` among `names`, if all of the split have masks; else none."""
+def scored_names(image_set: ImageSet, split: str, names: Sequence[str]) -> list[str]:
+    """Images of a split among `names`, if all of those have masks; else none."""
     there = set(names)
-    wanted = [name for name in image_set.names(cfg.data.eval_split) if name in there]
+    wanted = [name for name in image_set.names(split) if name in there]
     return wanted if all(image_set.has_mask(name) for name in wanted) else []
 
 

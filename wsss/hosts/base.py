@@ -1,143 +1,177 @@
-"""The Lightning shell that all methods share: a classifier trained from image labels."""
+"""The seam: a host is a network that turns images into class maps.
+
+Plain CAM, AMN, MCTformer and CLIP-ES are hosts. A method (`wsss.methods`) supervises or replaces
+the maps of any of them: it is asked with what the host has seen and knows nothing else of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.backbones.base import Backbone
-from wsss.hosts.optimizer import build_optimizer
-from wsss.maps.functional import classification_loss
+from wsss.data.transforms import Crop, LongSide, Size, scaled_size
+from wsss.maps.functional import normalize_cam
+from wsss.maps.fuse import fuse_scales
+from wsss.settings import Colour, settings
 
 
-class SeedMethod(pl.LightningModule):
-    """A network that learns from image labels and answers with class maps.
+@settings
+class HostSettings:
+    """The options of a host that has none."""
 
-    A method of its own is a subclass with `kinds`, `maps_at_scale` and, where it supervises
-    itself, `self_supervision`. Nothing else of the project has to know it.
 
-    Args:
-        backbone: features of four stages.
-        num_classes: foreground classes N.
-        optimizer: settings for `wsss.hosts.optimizer.build_optimizer`.
-        test: options that act at test time only (a training does not depend on them).
-        memory_format: `channels_last` or `contiguous`; the layout of images and weights.
+@dataclass(frozen=True)
+class Seen:
+    """What a host sees in a batch of images.
 
     Attributes:
-        kinds: the kinds of map that `maps_at_scale` gives, in order, the method's own last; the
-            value says whether the kind has a background channel of its own.
+        features: feature maps (B, C_s, h_s, w_s), the finest first; the last one is f, which the
+            class maps are made of.
+        activation: raw class maps (B, N, h, w).
+        extra: what the host's own later steps need, by name: attention, logits, ...
     """
 
-    kinds: ClassVar[dict[str, bool]]
+    features: tuple[Tensor, ...]
+    activation: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        optimizer: Mapping[str, Any],
-        test: Mapping[str, Any] | None = None,
-        memory_format: str = "contiguous",
-    ) -> None:
+    @property
+    def grid(self) -> Size:
+        """The working grid of methods: that of the feature before the last, where there is one."""
+        shape = self.features[max(len(self.features) - 2, 0)].shape
+        return shape[-2], shape[-1]
+
+
+def add_mirror(pair: Tensor) -> Tensor:
+    """Maps or features of an image and of its mirror image (2, C, h, w), added, (1, C, h, w)."""
+    return pair[:1] + pair[1:].flip(-1)
+
+
+class Host(nn.Module):
+    """A network from images to class maps, and all that a stage must know of it.
+
+    Subclasses set `channels`, `mean` and `std` and implement `forward` and, where the defaults
+    (those of plain CAM) do not hold, the rest. `classes` are the foreground class names.
+
+    Attributes:
+        Settings: type of the options in the group `host`.
+        kinds: the kinds of map that `maps` gives, in order, the host's own last; the value says
+            whether the kind has a background channel of its own, which stands first.
+        on_backbone: whether it stands on a network of the group `backbone`.
+        trains: whether it has anything to learn; without, and without a method that has,
+            stage=train has nothing to do.
+        needs_grad: whether map making computes gradients.
+        reads_labels: whether it needs a label map of each image, `target` in batches and samples.
+        channels: channels of `Seen.features`.
+        mean: channel means that input images in [0, 1] are normalized with.
+        std: their standard deviations.
+    """
+
+    Settings: ClassVar[type] = HostSettings
+    kinds: ClassVar[dict[str, bool]] = {"cam": False}
+    on_backbone: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    needs_grad: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
+
+    channels: tuple[int, ...]
+    mean: Colour
+    std: Colour
+
+    def __init__(self, options: Any, classes: Sequence[str]) -> None:
+        """Keep options (an instance of `Settings`) and class names."""
         super().__init__()
-        self.backbone = backbone
-        self.num_classes = num_classes
-        self.classifier = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)
-        self.optimizer_settings = dict(optimizer)
-        self.test_options = dict(test or {})
-        self.layout = (
-            torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
-        )
-        self.to(memory_format=self.layout)
+        self.options, self.classes = options, tuple(classes)
 
-    def self_supervision(
-        self, features: list[Tensor], activation: Tensor, batch: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Further loss terms by name, already weighted; none for a plain classifier.
+    @property
+    def num_classes(self) -> int:
+        """Number N of foreground classes."""
+        return len(self.classes)
 
-        Args:
-            features: the four stage features (B, C, h, w).
-            activation: raw class maps (B, N, h, w).
-            batch: the training batch (`image`, `label`, `valid`, ...).
+    def forward(self, images: Tensor, label: Tensor) -> Seen:
+        """What is seen in normalized images (B, 3, H, W) with image labels (B, N)."""
+        raise RuntimeError(f"{type(self).__name__} must implement forward")
+
+    def losses(self, seen: Seen, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Its own loss terms by name, already weighted; the batch as `EpochSet` makes it."""
+        raise RuntimeError(f"{type(self).__name__} must implement losses")
+
+    def general(self, seen: Seen) -> Tensor:
+        """Normalized class maps M (B, N, h, w) in [0, 1], float32, with gradient (SIPE eq. 1).
+
+        What a method is given as the CAM in training.
         """
-        return {}
+        # Float32 before the division by the maximum: bfloat16 maps would tie in an arg max.
+        return normalize_cam(seen.activation.float())
 
-    def maps_at_scale(self, images: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def general_pair(self, seen: Seen) -> Tensor:
+        """M of an image and its mirror image (a batch of 2) together, (1, N, h, w).
+
+        What a method is given as the CAM when maps are made. Raw class maps are added before the
+        ReLU.
+        """
+        return normalize_cam(add_mirror(seen.activation.float()))
+
+    def maps(self, seen: Seen, label: Tensor) -> dict[str, Tensor]:
         """Class maps of one image at one scale, before fusion over scales.
 
         Args:
-            images: the normalized image and its mirror image (2, 3, H, W).
+            seen: the image and its mirror image, a batch of 2.
             label: image label (N,), 1 for present classes.
 
         Returns:
             For each of `kinds`: un-normalized maps (K, h, w) of the K present classes in ascending
             order, or (K+1, h, w) with the background first where the kind has one.
         """
-        raise RuntimeError(f"{type(self).__name__} must implement maps_at_scale")
+        raise RuntimeError(f"{type(self).__name__} must implement maps")
 
-    def before_maps(self, datamodule: pl.LightningDataModule) -> None:
-        """Called once on every process before map making; a method may refresh its state here."""
+    def refine(self, seen: Seen, maps: Tensor, label: Tensor) -> Tensor:
+        """A method's maps at one scale (K[+1], h, w), refined by what the host knows of pixels."""
+        return maps
 
-    def map_notes(self) -> dict[str, Any]:
+    def fuse(
+        self, kind: str, scales: Sequence[Tensor], grid: Size, sample: Mapping[str, Any]
+    ) -> Tensor:
+        """Maps of one kind at all scales (K[+1], h_s, w_s) in one, (K[+1], *grid) in [0, 1]."""
+        return fuse_scales(scales, grid)
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
+        """What learns, in groups for an optimizer: `params`, `lr` and `name`; none is empty.
+
+        Args:
+            lr: rate of pretrained layers.
+            head_lr: rate of new ones.
+        """
+        return groups(("host", self.parameters(), lr))
+
+    def crop(self, side: int, long_side: tuple[int, int]) -> Crop:
+        """Its training crop, of `data.crop_size` and `data.long_side`."""
+        return Crop(side, self.mean, self.std, LongSide(*long_side))
+
+    def test_size(self, size: Size, scale: float) -> Size:
+        """Size of the network's input for a picture of `size` at a scale."""
+        return scaled_size(size, scale)
+
+    def folded(self) -> None:
+        """Called once before map making: fold what needs not stay apart in inference."""
+
+    def notes(self) -> dict[str, Any]:
         """What the manifest of the maps should say about how they were made."""
         return {}
 
-    def training_figures(self, metrics: Path, folder: Path) -> list[Path]:
-        """Draw what the log of a training shows into `folder`; returns the files.
 
-        Args:
-            metrics: `metrics.csv` of the training.
-            folder: an existing folder.
-        """
-        return []
+def groups(*described: tuple[str, Iterable[nn.Parameter], float]) -> list[dict[str, Any]]:
+    """Optimizer groups of (name, parameters, lr), without what is frozen and empty groups."""
+    learning = [
+        (name, [p for p in params if p.requires_grad], lr) for name, params, lr in described
+    ]
+    return [{"params": params, "lr": lr, "name": name} for name, params, lr in learning if params]
 
-    def figures(
-        self, samples: Sequence[Mapping[str, Any]], folder: Path, class_names: Sequence[str]
-    ) -> list[Path]:
-        """Draw the method's own figures into `folder`; returns the files.
 
-        Args:
-            samples: samples of the predict loader, with the photograph as `picture`
-                (uint8, (H, W, 3)).
-            folder: an existing folder.
-            class_names: foreground class names.
-        """
-        return []
-
-    def to_layout(self, images: Tensor) -> Tensor:
-        """Images in the memory layout of the weights."""
-        return images.contiguous(memory_format=self.layout)
-
-    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Stage features and raw class maps (B, N, h, w) of normalized images (B, 3, H, W)."""
-        features = self.backbone(self.to_layout(image))
-        return features, self.classifier(features[-1])
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Classification loss plus the method's own terms, summed."""
-        features, activation = self(batch["image"])
-        losses = {"cls": classification_loss(activation, batch["label"])}
-        losses.update(self.self_supervision(features, activation, batch))
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        size = batch["image"].shape[0]
-        for name, loss in losses.items():
-            self.log(f"train/loss_{name}", loss.detach(), batch_size=size, sync_dist=True)
-        self.log("train/loss", total.detach(), batch_size=size, prog_bar=True, sync_dist=True)
-        return total
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of newly added layers: everything outside the backbone."""
-        return (p for name, p in self.named_parameters() if not name.startswith("backbone."))
-
-    def configure_optimizers(self) -> Any:
-        """SGD with the poly schedule over all steps of this training."""
-        return build_optimizer(
-            self.backbone.parameters(),
-            self.head_parameters(),
-            self.optimizer_settings,
-            int(self.trainer.estimated_stepping_batches),
-        )
+def relu_pair(seen: Seen) -> Tensor:
+    """ReLU of the raw class maps of image and mirror image, then added, (N, h, w) (IRN)."""
+    return add_mirror(F.relu(seen.activation.float()))[0]

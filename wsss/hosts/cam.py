@@ -1,23 +1,53 @@
-"""Plain class activation maps."""
+"""Plain class activation maps: a classifier on a backbone, as IRN trains it."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from wsss.hosts.base import SeedMethod
+from wsss.backbones.base import Backbone
+from wsss.hosts.base import Host, Seen, groups, relu_pair
+from wsss.maps.functional import classification_loss
 
 
-class CAM(SeedMethod):
-    """Classifier whose class maps are the seeds (Zhou et al., CVPR 2016; as trained by IRN)."""
+class CAM(Host):
+    """A 1x1 convolution on the last stage; its maps are the seeds (Zhou et al., CVPR 2016; IRN).
 
-    kinds: ClassVar[dict[str, bool]] = {"cam": False}
+    Args:
+        options: there are none.
+        classes: foreground class names.
+        backbone: features of four stages.
+    """
 
-    def maps_at_scale(self, images: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """ReLU of the class maps of image and un-mirrored mirror, added (K, h, w)."""
-        _, activation = self(images)
-        positive = F.relu(activation)
-        both = positive[0] + positive[1].flip(-1)
-        return {"cam": both[label.bool()]}
+    def __init__(self, options: Any, classes: Sequence[str], backbone: Backbone) -> None:
+        super().__init__(options, classes)
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(backbone.channels[-1], len(self.classes), 1, bias=False)
+        self.channels = backbone.channels
+        self.mean, self.std = backbone.mean, backbone.std
+
+    def forward(self, images: Tensor, label: Tensor) -> Seen:
+        """Stage features and raw class maps (B, N, h, w) of normalized images (B, 3, H, W)."""
+        features = self.backbone(images)
+        return Seen(tuple(features), self.classifier(features[-1]))
+
+    def losses(self, seen: Seen, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The classification loss (SIPE eq. 9, CPAL eq. 2)."""
+        return {"cls": classification_loss(seen.activation, batch["label"])}
+
+    def maps(self, seen: Seen, label: Tensor) -> dict[str, Tensor]:
+        """ReLU of the class maps of image and mirror image, added, (K, h, w)."""
+        return {"cam": relu_pair(seen)[label.bool()]}
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
+        """Backbone at `lr`, classifier at `head_lr`."""
+        return groups(
+            ("backbone", self.backbone.parameters(), lr),
+            ("head", self.classifier.parameters(), head_lr),
+        )
+
+    def folded(self) -> None:
+        """Fold batch normalization into convolutions."""
+        self.backbone = self.backbone.folded()

@@ -1,60 +1,110 @@
-"""The optimizer of the CAM networks: SGD, two learning rates, poly schedule per step."""
+"""The optimizer of seed networks: two learning rates, and a schedule per step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR
 
 from wsss.errors import WsssError
+from wsss.settings import Below1, NotNegative, Positive, settings
 
-KEYS = ("lr", "head_lr", "momentum", "weight_decay", "poly_power", "nesterov")
+
+@settings
+class OptimizerSettings:
+    """Optimizer and schedule.
+
+    Attributes:
+        name: sgd, adam or adamw.
+        lr: rate of pretrained layers.
+        head_lr: rate of new layers.
+        momentum: SGD's.
+        nesterov: SGD's.
+        weight_decay: on all that learns.
+        schedule: poly, lr (1 - step / steps) ^ poly_power; cosine, down to `min_lr`; constant.
+        poly_power: see `schedule`.
+        warmup_epochs: epochs over which a cosine begins to rise linearly from `warmup_lr`.
+        warmup_lr: see `warmup_epochs`.
+        min_lr: where the cosine ends.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive
+    head_lr: Positive
+    momentum: Below1 = 0.0
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    poly_power: Positive = 0.9
+    warmup_epochs: NotNegative = 0.0
+    warmup_lr: NotNegative = 0.0
+    min_lr: NotNegative = 0.0
 
 
 def build_optimizer(
-    body: Iterable[nn.Parameter],
-    head: Iterable[nn.Parameter],
-    settings: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    options: OptimizerSettings,
     total_steps: int,
+    steps_per_epoch: float = 1,
 ) -> dict[str, Any]:
-    """SGD over backbone and new layers, and the schedule lr · (1 − step / total)^power.
+    """Optimizer and schedule over groups of parameters.
 
     Args:
-        body: parameters that learn at `settings["lr"]`; frozen ones are left out.
-        head: newly added parameters, which learn at `settings["head_lr"]`.
-        settings: lr, head_lr, momentum, weight_decay, poly_power (and nesterov); see
-            `conf/optimizer/`.
+        groups: `params`, `lr` and `name` of each, and what else the optimizer knows.
+        options: which optimizer.
         total_steps: optimizer steps of the whole training.
+        steps_per_epoch: of one epoch, for the warm-up.
 
     Returns:
         What Lightning's `configure_optimizers` returns.
 
     Raises:
-        WsssError: an unknown key, or nothing left to train.
+        WsssError: nothing is left to train.
     """
-    unknown = sorted(set(settings) - set(KEYS))
-    if unknown:
-        raise WsssError(f"optimizer.{unknown[0]}: unknown key; there are {', '.join(KEYS)}")
-    groups = [
-        {"params": [p for p in body if p.requires_grad], "lr": settings["lr"], "name": "backbone"},
-        {"params": [p for p in head if p.requires_grad], "lr": settings["head_lr"], "name": "head"},
-    ]
-    groups = [group for group in groups if group["params"]]
     if not groups:
         raise WsssError("optimizer: no parameter learns; lower backbone.frozen_stages")
-    optimizer = torch.optim.SGD(
-        groups,
-        momentum=settings.get("momentum", 0.0),
-        weight_decay=settings.get("weight_decay", 0.0),
-        nesterov=settings.get("nesterov", False),
-    )
-    schedule = PolynomialLR(
-        optimizer, total_iters=max(total_steps, 1), power=settings.get("poly_power", 0.9)
-    )
+    optimizer: torch.optim.Optimizer
+    if options.name == "sgd":
+        optimizer = torch.optim.SGD(
+            groups,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.nesterov,
+        )
+    else:
+        kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, weight_decay=options.weight_decay)
+    total = max(total_steps, 1)
+    schedule: LRScheduler
+    if options.schedule == "poly":
+        schedule = PolynomialLR(optimizer, total_iters=total, power=options.poly_power)
+    elif options.schedule == "cosine":
+        warmup = options.warmup_epochs * steps_per_epoch
+        rates = [float(group["lr"]) for group in groups]
+        schedule = LambdaLR(
+            optimizer,
+            [
+                lambda step, rate=rate: cosine_factor(step, total, warmup, rate, options)  # type: ignore[misc]
+                for rate in rates
+            ],
+        )
+    else:
+        schedule = LambdaLR(optimizer, lambda step: 1.0)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
     }
+
+
+def cosine_factor(
+    step: int, total: int, warmup: float, rate: float, options: OptimizerSettings
+) -> float:
+    """Factor on a group's `rate` after `step` of `total` steps, the first `warmup` rising."""
+    if step < warmup:
+        return (options.warmup_lr + (rate - options.warmup_lr) * step / warmup) / rate
+    passed = min((step - warmup) / max(total - warmup, 1), 1.0)
+    lowest = min(options.min_lr, rate)
+    return (lowest + (rate - lowest) * (1 + math.cos(math.pi * passed)) / 2) / rate

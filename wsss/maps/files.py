@@ -11,6 +11,8 @@ import numpy as np
 from wsss.errors import WsssError
 from wsss.files import atomic
 
+MAPS = "maps"  # folder of class-map files inside that of stage=make_cam
+
 
 @dataclass(frozen=True)
 class ClassMaps:

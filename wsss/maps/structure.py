@@ -74,12 +74,12 @@ def structure_iou(feature: Tensor, maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def locate_seeds(scores: Tensor, allowed: Tensor, attenuation: float = 0.5) -> Tensor:
-    """Seeds: every pixel to its best class (SIPE eq. 5), where that class is allowed.
+def locate_seeds(scores: Tensor, valid_mask: Tensor, attenuation: float = 0.5) -> Tensor:
+    """Seeds: every pixel to its best class (SIPE eq. 5), where that class is valid.
 
     Args:
         scores: (B, N+1, h, w), background first: structure IoU, or the class maps themselves.
-        allowed: mask broadcastable to `scores`. A pixel whose best class is not allowed (absent
+        valid_mask: mask broadcastable to `scores`. A pixel whose best class is not valid (absent
             from the image, or padding) is no seed of any class.
         attenuation: factor on the background's score. The released code applies it here; the
             paper's eq. 2 applies it to the background map.
@@ -90,20 +90,20 @@ def locate_seeds(scores: Tensor, allowed: Tensor, attenuation: float = 0.5) -> T
     scores = scores.float()
     scores = torch.cat([scores[:, :1] * attenuation, scores[:, 1:]], dim=1)
     best = scores.argmax(dim=1, keepdim=True)
-    return torch.zeros_like(scores).scatter_(1, best, 1.0) * allowed
+    return torch.zeros_like(scores).scatter_(1, best, 1.0) * valid_mask
 
 
 @torch.no_grad()
-def threshold_seeds(maps: Tensor, allowed: Tensor, threshold: float) -> Tensor:
+def threshold_seeds(maps: Tensor, valid_mask: Tensor, threshold: float) -> Tensor:
     """Seeds by a constant threshold on the class maps (the paper's Fig. 8 baseline).
 
     Args:
         maps: M (B, N+1, h, w); the background map is replaced by the constant.
-        allowed: as in `locate_seeds`.
+        valid_mask: as in `locate_seeds`.
         threshold: a pixel is foreground where its largest foreground map exceeds this.
 
     Returns:
         One-hot or zero, (B, N+1, h, w) float32, no gradient.
     """
     constant = torch.full_like(maps[:, :1], threshold)
-    return locate_seeds(torch.cat([constant, maps[:, 1:]], dim=1), allowed, attenuation=1.0)
+    return locate_seeds(torch.cat([constant, maps[:, 1:]], dim=1), valid_mask, attenuation=1.0)

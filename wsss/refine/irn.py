@@ -7,19 +7,24 @@ CVPR 2019.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
 
 from wsss.backbones.base import Backbone
-from wsss.data.transforms import resize_labels
+from wsss.data.datamodule import WholeSet
+from wsss.data.transforms import check_range, resize_labels
 from wsss.errors import WsssError
 from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss
 from wsss.refine.paths import path_index
+from wsss.run.callbacks import log_losses
+from wsss.run.progress import track
+from wsss.settings import Below1, Count, NotNegative, Positive, settings
 
 GRID_STRIDE = 4
 MULTIPLE = 16  # sizes of images that all five features divide evenly
@@ -167,61 +172,136 @@ def edge_map(network: EdgeDisplacement, image: Tensor) -> Tensor:
     return torch.sigmoid((straight + mirrored.flip(-1)) / 2)
 
 
+@settings
+class IRNOptimizer:
+    """SGD of IRN's heads, with the poly schedule per step.
+
+    Attributes:
+        lr_edge: rate of the edge head.
+        lr_displacement: rate of the displacement head.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        poly_power: of lr (1 - step / steps) ^ power.
+    """
+
+    lr_edge: Positive = 0.1
+    lr_displacement: Positive = 1.0
+    momentum: Below1 = 1e-4
+    weight_decay: NotNegative = 1e-4
+    poly_power: Positive = 0.9
+
+
+@settings
+class IRNSettings:
+    """Training of IRN.
+
+    Attributes:
+        features: frozen features: `pretrained` as published, or the trained `method`'s.
+        radius: path radius of the training pairs, cells of the stride-4 grid.
+        displacement: whether there is a displacement head; pseudo masks come from edges alone.
+        mean_displacement: measure the mean displacement after training.
+        batch_size: over all processes together.
+        max_epochs: length of the training.
+        crop_size: side of the training crop, pixels; a multiple of 16.
+        scale: random scale, [smallest, largest].
+        gradient_clip_val: norm; None: not clipped.
+        optimizer: how the heads learn.
+    """
+
+    features: Literal["pretrained", "method"] = "pretrained"
+    radius: Annotated[int, Ge(2)] = 10
+    displacement: bool = True
+    mean_displacement: bool = True
+    batch_size: Count = 32
+    max_epochs: Count = 3
+    crop_size: Annotated[int, Ge(MULTIPLE), MultipleOf(MULTIPLE)] = 512
+    scale: tuple[Positive, Positive] = (0.5, 1.5)
+    gradient_clip_val: Positive | None = None
+    optimizer: IRNOptimizer = IRNOptimizer()
+
+    def __post_init__(self) -> None:
+        check_range("refine.irn.scale", self.scale)
+
+
 class IRNModule(pl.LightningModule):
     """Trains the heads from confident labels.
 
     Args:
-        network: The network.
-        radius: Path radius of the training pairs, cells.
-        optimizer: `lr_edge`, `lr_displacement`, `momentum`, `weight_decay`, `poly_power`.
+        network: the network.
+        radius: path radius of the training pairs, cells.
+        optimizer: how the heads learn.
     """
 
-    def __init__(
-        self, network: EdgeDisplacement, radius: int, optimizer: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, network: EdgeDisplacement, radius: int, optimizer: IRNOptimizer) -> None:
         super().__init__()
         self.network = network
         self.index = path_index(radius)
-        self.optimizer_settings = dict(optimizer)
+        self.optimizer_options = optimizer
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """(positive + negative) / 2 + (foreground + background displacement) / 2.
 
-        The batch has `image` (B, 3, H, W) and `label` (B, H, W) class ids, 255 unsure.
+        The batch has `image` (B, 3, H, W) and `target` (B, H, W) class ids, 255 unsure.
         """
         edge, field = self.network(batch["image"])
-        labels = resize_labels(batch["label"], (edge.shape[-2], edge.shape[-1]))
+        labels = resize_labels(batch["target"], (edge.shape[-2], edge.shape[-1]))
         pairs = affinity_labels(labels, self.index)
         losses = affinity_loss(edge, pairs, self.index)
         if field is not None:
             shifts = displacement_loss(field, pairs, self.index)
             losses |= {f"displacement_{kind}": loss for kind, loss in shifts.items()}
-        total = torch.stack(list(losses.values())).sum() / 2
-        size = len(labels)
-        for name, loss in losses.items():
-            self.log(f"train/loss_{name}", loss.detach(), batch_size=size, sync_dist=True)
-        self.log("train/loss", total.detach(), batch_size=size, prog_bar=True, sync_dist=True)
-        return total
+        return log_losses(self, losses, len(labels), factor=0.5)
 
     def configure_optimizers(self) -> Any:
         """SGD with a learning rate for each head and the poly schedule per step."""
-        s = self.optimizer_settings
+        o = self.optimizer_options
         groups = [
-            {"params": self.network.edge_parameters(), "lr": s["lr_edge"], "name": "edge"},
+            {"params": self.network.edge_parameters(), "lr": o.lr_edge, "name": "edge"},
             {
                 "params": self.network.displacement_parameters(),
-                "lr": s["lr_displacement"],
+                "lr": o.lr_displacement,
                 "name": "displacement",
             },
         ]
         optimizer = torch.optim.SGD(
             [group for group in groups if group["params"]],
-            momentum=s["momentum"],
-            weight_decay=s["weight_decay"],
+            momentum=o.momentum,
+            weight_decay=o.weight_decay,
         )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = PolynomialLR(optimizer, total_iters=steps, power=s["poly_power"])
+        schedule = PolynomialLR(optimizer, total_iters=steps, power=o.poly_power)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
+
+
+@torch.no_grad()
+def mean_displacement(
+    network: EdgeDisplacement, images: WholeSet, side: int, batch_size: int, device: torch.device
+) -> Tensor:
+    """Mean displacement (2,) over all images and cells, y and x.
+
+    The published code takes the mean of batch means and drops the last batch; here every image
+    counts once.
+
+    Args:
+        network: the trained network.
+        images: samples at scale 1.
+        side: each is cut or zero-padded to a square of this side at its upper left corner.
+        batch_size: images of a forward pass.
+        device: where to run.
+    """
+    network.to(device).train()  # evaluation mode would subtract the shift that is sought
+    total, count = torch.zeros(2, dtype=torch.float64), 0
+    squares: list[Tensor] = []
+    for number, sample in enumerate(track(images.loader(), "irn_train: mean displacement"), 1):
+        part = sample["images"][0][:, :side, :side]
+        squares.append(F.pad(part, (0, side - part.shape[2], 0, side - part.shape[1])))
+        if len(squares) == batch_size or number == len(images):
+            displacement = network(torch.stack(squares).to(device))[1]
+            assert displacement is not None
+            total += displacement.double().mean(dim=(2, 3)).sum(dim=0).cpu()
+            count += len(squares)
+            squares = []
+    return (total / max(count, 1)).float()

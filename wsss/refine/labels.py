@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Lt
 
 from wsss.refine.affinity import VOID
 from wsss.refine.crf import CrfSettings, crf_from_labels
+from wsss.settings import NotNegative, Share, settings
 
 
-@dataclass(frozen=True)
+@settings
 class LabelSettings:
     """How class maps become confident labels.
 
@@ -25,11 +27,11 @@ class LabelSettings:
         crf: Pairwise terms; None leaves the CRF out.
     """
 
-    foreground_threshold: float = 0.30
-    background_threshold: float = 0.05
-    background_factor: float = 0.5
-    gt_prob: float = 0.7
-    crf: CrfSettings | None = field(default_factory=CrfSettings)
+    foreground_threshold: Share = 0.30
+    background_threshold: Share = 0.05
+    background_factor: NotNegative = 0.5
+    gt_prob: Annotated[float, Gt(0), Lt(1)] = 0.7
+    crf: CrfSettings | None = CrfSettings()
 
 
 def confident_labels(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from wsss.maps.functional import resize_maps
 from wsss.refine.irn import GRID_STRIDE
 from wsss.refine.random_walk import random_walk
+from wsss.settings import Positive, Share, settings
 
 
-@dataclass(frozen=True)
+@settings
 class WalkSettings:
     """The random walk and what goes around it.
 
@@ -26,12 +28,12 @@ class WalkSettings:
         background: Constant background of maps without one, after division by the maximum.
     """
 
-    radius: int = 5
-    beta: float = 10.0
-    log2_steps: int = 8
-    power: float = 1.5
-    power_constant: float = 1.0
-    background: float = 0.25
+    radius: Annotated[int, Ge(2)] = 5
+    beta: Positive = 10.0
+    log2_steps: Annotated[int, Ge(0), Le(16)] = 8
+    power: Positive = 1.5
+    power_constant: Positive = 1.0
+    background: Share = 0.25
 
 
 def pseudo_mask(

@@ -1,18 +1,46 @@
-"""Lightning callbacks that every training of the project uses."""
+"""What every training of the project has in common: losses, checkpoints, progress, signals."""
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-from wsss.run.progress import Lines, bar
+from wsss.errors import WsssError
+from wsss.run.progress import Lines, bar, track
 
 CHECKPOINT = "last.ckpt"
+LOOK_EVERY = 10  # steps between two looks at the loss on a GPU
+
+
+def log_losses(
+    module: pl.LightningModule, losses: Mapping[str, Tensor], batch_size: int, factor: float = 1.0
+) -> dict[str, Any]:
+    """Log loss terms and their sum; what a `training_step` returns, for all trainings.
+
+    Args:
+        module: the module in training.
+        losses: scalars by name, already weighted.
+        batch_size: of this process.
+        factor: on the sum.
+
+    Returns:
+        `loss`, the sum, and `terms`, the detached scalars by name, which
+        `FiniteLoss` looks at.
+    """
+    total = torch.stack([loss.float() for loss in losses.values()]).sum() * factor
+    for name, loss in losses.items():
+        module.log(f"train/loss_{name}", loss.detach(), batch_size=batch_size, sync_dist=True)
+    module.log("train/loss", total.detach(), batch_size=batch_size, prog_bar=True, sync_dist=True)
+    return {"loss": total, "terms": {name: loss.detach() for name, loss in losses.items()}}
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -52,6 +80,61 @@ class SeedEpochs(Callback):
         )
 
 
+class FiniteLoss(Callback):
+    """Ends a training whose loss or weights are no numbers any more, before they are kept.
+
+    Each look waits for a GPU, so there are few of them; the first bad step is remembered meanwhile.
+
+    Args:
+        key: the setting that holds the learning rate, for the message.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.first: Tensor | None = None  # first bad step, or -1
+        self.terms: dict[str, Tensor] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        """Remember the first step whose loss is no number, and look now and then."""
+        loss = outputs["loss"]
+        if self.first is None:
+            self.first = torch.full_like(loss, -1.0, dtype=torch.float64)
+        new = (self.first < 0) & ~torch.isfinite(loss)
+        self.first = torch.where(new, float(trainer.global_step), self.first)
+        for name, term in outputs["terms"].items():
+            # The terms of the first bad step stay.
+            known = self.terms.get(name, term)
+            self.terms[name] = torch.where((self.first < 0) | new, term, known)
+        if loss.device.type == "cpu" or trainer.global_step % LOOK_EVERY == 0:
+            self.look(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at loss and weights before the checkpoint is written."""
+        self.look(trainer)
+        wrong = [n for n, p in pl_module.named_parameters() if not bool(torch.isfinite(p).all())]
+        if wrong:
+            self.stop(trainer, trainer.global_step, f"the weights {wrong[0]} are no numbers")
+
+    def look(self, trainer: pl.Trainer) -> None:
+        """Raise if a loss was no number."""
+        if self.first is None or (step := int(self.first)) < 0:
+            return
+        bad = [name for name, term in self.terms.items() if not math.isfinite(float(term))]
+        self.stop(trainer, step, f"the loss {' and '.join(bad) or 'as a whole'} is no number")
+
+    def stop(self, trainer: pl.Trainer, step: int, what: str) -> None:
+        """End the training, with the way out.
+
+        Raises:
+            WsssError: always.
+        """
+        kept = Path(str(getattr(trainer.checkpoint_callback, "dirpath", None) or ".")) / CHECKPOINT
+        good = f"; the last good checkpoint is {kept}" if kept.is_file() else ""
+        raise WsssError(f"{what} at step {step}: lower {self.key} or set a gradient_clip_val{good}")
+
+
 class EndOnSigterm(Callback):
     """Ends a prediction after the image at which SIGTERM came; Lightning ends trainings alone.
 
@@ -62,6 +145,28 @@ class EndOnSigterm(Callback):
         """Leave with Lightning's own exception."""
         if trainer.received_sigterm:
             raise SIGTERMException
+
+
+class PredictionProgress(Callback):
+    """Counts the pictures that this process predicts.
+
+    Args:
+        description: what heads the lines.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.steps: Iterator[int] = iter(())
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin counting."""
+        total = int(sum(trainer.num_predict_batches))
+        self.steps = iter(track(range(total), self.description, total))
+        next(self.steps, None)
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Count one."""
+        next(self.steps, None)
 
 
 class TrainingProgress(Callback):

@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from wsss.data.masks import write_mask
-from wsss.errors import WsssError
+from wsss.maps.functional import resize_maps
 from wsss.refine.crf import CrfSettings, crf_from_probabilities
-from wsss.run.progress import track
+from wsss.segmentation.settings import EvalSettings
 
-FUSIONS = ("mean", "max")
 Logits = Callable[[Tensor], Tensor]  # normalized images (B, 3, H, W) -> (B, C, h, w)
 
 
-@dataclass(frozen=True)
-class TestScales:
-    """At which scales a photograph is looked at, and how the answers are brought together.
-
-    Attributes:
-        scales: Factors of the photograph's size.
-        mirror: Whether the mirror image is looked at, too.
-        fuse: mean (of softmax) or max (MCTformer; the result need not sum to 1).
-    """
-
-    __test__ = False  # not a test, for all its name
-
-    scales: tuple[float, ...] = (1.0,)
-    mirror: bool = False
-    fuse: str = "mean"
-
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise WsssError(
-                f"segmentation.eval.scales={list(self.scales)} must be positive numbers"
-            )
-        if self.fuse not in FUSIONS:
-            raise WsssError(f"segmentation.eval.fuse={self.fuse}: choose {' or '.join(FUSIONS)}")
-
-
-def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize (align_corners=False) of (B, C, H, W) to `size`."""
-    if tuple(values.shape[-2:]) == tuple(size):
-        return values
-    return F.interpolate(values, size, mode="bilinear", align_corners=False)
-
-
-def class_probabilities(logits: Logits, image: Tensor, test: TestScales) -> Tensor:
+def class_probabilities(logits: Logits, image: Tensor, test: EvalSettings) -> Tensor:
     """Class probabilities of one photograph, over all scales and its mirror image.
 
     Args:
@@ -73,10 +37,10 @@ def class_probabilities(logits: Logits, image: Tensor, test: TestScales) -> Tens
     fused: Tensor | None = None
     for scale in test.scales:
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        scaled = resize(image[None], size)
+        scaled = resize_maps(image[None], size, align_corners=False)
         for mirrored in (False, True)[: 1 + test.mirror]:
             answer = logits(scaled.flip(-1) if mirrored else scaled).float()
-            answer = resize(answer, (height, width)).softmax(dim=1)[0]
+            answer = resize_maps(answer, (height, width), align_corners=False).softmax(dim=1)[0]
             answer = answer.flip(-1) if mirrored else answer
             if fused is None:
                 fused = answer
@@ -102,10 +66,10 @@ def label_map(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(probabilities.shape[-2:]) == tuple(size):
         return probabilities.argmax(dim=0).to(torch.uint8)
-    best = resize(probabilities[None, :1], size)[0, 0]
+    best = resize_maps(probabilities[None, :1], size, align_corners=False)[0, 0]
     labels = torch.zeros(size, dtype=torch.uint8, device=probabilities.device)
     for index in range(1, len(probabilities)):
-        value = resize(probabilities[None, index : index + 1], size)[0, 0]
+        value = resize_maps(probabilities[None, index : index + 1], size, align_corners=False)[0, 0]
         labels[value > best] = index
         best = torch.maximum(best, value)
     return labels
@@ -126,7 +90,9 @@ def refined_labels(
         (H, W) uint8.
     """
     height, width = picture.shape[:2]
-    full = resize(torch.from_numpy(probabilities)[None], (height, width))[0].numpy()
+    full = resize_maps(torch.from_numpy(probabilities)[None], (height, width), align_corners=False)[
+        0
+    ].numpy()
     return crf_from_probabilities(picture, full, settings).argmax(axis=0).astype(np.uint8)
 
 
@@ -204,7 +170,7 @@ class Predictor(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        test: TestScales,
+        test: EvalSettings,
         masks: Path,
         crf: CrfQueue | None = None,
         refined: Path | None = None,
@@ -216,11 +182,11 @@ class Predictor(pl.LightningModule):
 
     def predict_step(self, sample: Mapping[str, Any], batch_idx: int) -> None:
         """Label map of one photograph; one that could not be read is passed over."""
-        if sample["picture"] is None:
+        if sample["images"] is None:
             return
         name, (height, width) = sample["name"], sample["size"].tolist()
         logits: Logits = self.network.logits  # type: ignore[assignment]
-        probabilities = class_probabilities(logits, sample["image"], self.test_scales)
+        probabilities = class_probabilities(logits, sample["images"][0], self.test_scales)
         labels = label_map(probabilities, (height, width)).cpu().numpy()
         if self.after is not None:
             self.after(sample, labels)
@@ -228,28 +194,3 @@ class Predictor(pl.LightningModule):
         if self.crf is not None and self.refined is not None:
             picture = sample["picture"].cpu().numpy()
             self.crf.add(self.refined / f"{name}.png", picture, probabilities.cpu().numpy())
-
-
-class PredictProgress(Callback):
-    """Counts the photographs that this process predicts.
-
-    Args:
-        description: What heads the lines.
-    """
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self.steps: Iterator[int] = iter(())
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin counting."""
-        total = int(sum(trainer.num_predict_batches))
-        self.steps = iter(track(range(total), self.description, total))
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        """Count one."""
-        next(self.steps, None)
-
-    def on_predict_end(self, *args: Any) -> None:
-        """Close the bar."""
-        next(self.steps, None)

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from wsss.files import flatten
-from wsss.run.folder import revision
 from wsss.show.charts import draw_class_bars, draw_confusion, draw_threshold_curves
 from wsss.show.overlays import GAP
 
@@ -25,11 +22,6 @@ SCALARS = (
     "precision",
     "recall",
 )
-
-
-def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
-    """All settings of a run by dotted key (`method.bank.size`), and the code's git revision."""
-    return {**flatten(OmegaConf.to_container(cfg, resolve=True)), "revision": revision()}
 
 
 def wandb_runs(loggers: Sequence[Logger]) -> list[Any]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning.loggers import Logger
 
-from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, voc_palette
 from wsss.show.overlays import label_overlay
-from wsss.show.sheets import draw_sheet, mask_column, truth_column
 
 LINE = 20
 SWATCH = 12
@@ -67,36 +64,16 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
 
 
-def prediction_sheet(
-    image_set: ImageSet,
-    names: Sequence[str],
-    count: int,
-    folders: Mapping[str, Path],
-    truth: bool,
-    path: Path,
-    loggers: Sequence[Logger] = (),
-) -> Path | None:
-    """A contact sheet of some photographs and what was predicted; its rows go to W&B, too.
-
-    Captions name the predicted classes, as a test split has no labels.
+def predicted_classes(folder: Path, num_classes: int) -> Callable[[str], list[int]]:
+    """Which classes a stored label map shows, for captions: a test split has no labels.
 
     Args:
-        image_set: Gives photographs, and masks if `truth`.
-        names: Images to choose from; those shown are spread over them.
-        count: How many rows; 0 draws nothing.
-        folders: For each heading the folder of label maps, NAME.png; the last one names the
-            classes of a row.
-        truth: Whether to show the data set's masks, too; void stays clear.
-        path: PNG to write.
-        loggers: The stage's loggers.
+        folder: folder of label maps, NAME.png.
+        num_classes: foreground classes.
     """
-    columns = {what: mask_column(f, image_set.num_classes) for what, f in folders.items()}
-    if truth:
-        columns["truth"] = truth_column(image_set)
-    last = list(folders.values())[-1]
 
     def seen(name: str) -> list[int]:
-        ids = np.unique(read_mask(last / f"{name}.png", image_set.num_classes))
+        ids = np.unique(read_mask(folder / f"{name}.png", num_classes))
         return [int(c) for c in ids if 0 < c < VOID]
 
-    return draw_sheet(image_set, names, count, columns, path, loggers, seen)
+    return seen

@@ -1,4 +1,4 @@
-"""One file per stage, one public `run(cfg)` in each; a new file is a new stage."""
+"""One file per stage, one public `run(settings)` in each; a new file is a new stage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from wsss.errors import WsssError
+
+if TYPE_CHECKING:
+    from wsss.build.job import Result
+    from wsss.build.settings import Settings
 
 
 def stage_names() -> tuple[str, ...]:
@@ -24,7 +27,7 @@ def stage_summary(name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
-def get_stage(name: str) -> Callable[[DictConfig], object]:
+def get_stage(name: str) -> Callable[[Settings], Result]:
     """The `run` of a stage.
 
     Raises:

@@ -2,112 +2,79 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
-from wsss.build import sources
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import SeedCrf, Settings
+from wsss.build.sources import map_source, refine_identity
+from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import write_mask
 from wsss.data.photographs import load_image
-from wsss.evaluation import scoring
-from wsss.files import missing_files_of, write_json
+from wsss.evaluation.scoring import MASKS, MaskScore, SeedScore, miou, scored_names
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
-from wsss.refine.crf import (
-    CrfSettings,
-    crf_from_probabilities,
-    require_pydensecrf,
-    seed_probabilities,
-)
-from wsss.run.folder import StageFolder
+from wsss.refine.crf import crf_from_probabilities, seed_probabilities
 from wsss.run.pool import parallel
-from wsss.run.progress import duration
-from wsss.show.dashboard import show_scores
-from wsss.show.sheets import draw_sheet, mask_column, seed_column, truth_column
+from wsss.show.sheets import mask_column, seed_column, truth_column
 
 
 @dataclass(frozen=True)
-class _Refine:
+class RefineSeeds:
     """Refines one image and writes its label map; runs in a worker process."""
 
     image_set: ImageSet
     source: MapSource
     target: Path
-    background: float
-    power: float
-    settings: CrfSettings
+    options: SeedCrf
 
     def __call__(self, name: str) -> None:
+        """Refine the image `name`."""
         image = load_image(self.image_set.image_path(name))
         stored = self.source.read(name)
         maps = enlarge(stored.maps[self.source.kind], stored.size)
-        scores = seed_probabilities(maps, stored.classes, self.background, self.power)
-        labels = crf_from_probabilities(image, scores, self.settings).argmax(axis=0)
+        options = self.options
+        scores = seed_probabilities(maps, stored.classes, options.background, options.power)
+        labels = crf_from_probabilities(image, scores, options).argmax(axis=0)
         ids = np.concatenate([[0], stored.classes])
         write_mask(self.target / f"{name}.png", ids[labels].astype(np.uint8))
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(s: Settings) -> Result:
     """Refine what is not refined yet, then score."""
-    source = sources.map_source(cfg, "crf")
-    folder = StageFolder(
-        ex.stage_folder(cfg, "crf"),
-        "crf",
-        sources.settings_of(cfg, source, "crf"),
-        {"make_cam": source.hash},
-    )
-    if not ex.is_main_process():
-        return {}
-    if not ex.begin(cfg, folder):
-        return folder.manifest
-    require_pydensecrf()
-    start = time.monotonic()
-    image_set = ex.build_image_set(cfg)
-    image_set.check(cfg.data.infer_split)
-    names = image_set.names(cfg.data.infer_split)
-    masks = folder.path / scoring.MASKS
-    workers = cfg.refine.workers
-    options = ex.plain(cfg.refine.crf)
-    background, power = options.pop("background"), options.pop("power")
-    refine = _Refine(image_set, source, masks, background, power, CrfSettings(**options))
-    missing = missing_files_of(masks, names, ".png")
-    parallel(refine, missing, "crf", workers)
-    scored = scoring.scored_names(cfg, image_set, names)
+    source = map_source(s, "crf")
+    job = Job(s, "crf", refine_identity(s, source, "crf"), {"make_cam": source.hash})
+    if job.finished or not job.main:
+        return job.result()
+    image_set = build_image_set(s)
+    image_set.check(s.data.infer_split)
+    names = image_set.names(s.data.infer_split)
+    masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
+    refine = RefineSeeds(image_set, source, masks, options)
+    parallel(refine, still_missing(names, (masks, ".png")), "crf", workers)
+    scored = scored_names(image_set, s.data.eval_split, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
-    if scored:
-        raw = scoring.SeedScore(image_set, source, background)
-        refined = scoring.MaskScore(image_set, masks)
-        classes = image_set.classes
-        result: dict[str, Any] = {
-            "seed": scoring.miou(raw, scored, workers, classes, "crf: raw seeds"),
-            "crf": scoring.miou(refined, scored, workers, classes, "crf: refined seeds"),
-            "images": len(scored),
-            "image_labels_known": True,
-        }
-        write_json(folder.path / "metrics.json", result)
-        facts |= {"seed_miou": result["seed"]["miou"], "miou": result["crf"]["miou"]}
     columns = {
-        f"{source.kind} seed": seed_column(source.folder, source.kind, background),
+        f"{source.kind} seed": seed_column(source.folder, source.kind, options.background),
         "+ CRF": mask_column(masks, image_set.num_classes),
     }
+    text = ""
     if scored:
+        classes = image_set.classes
+        raw = SeedScore(image_set, source, options.background)
+        refined = MaskScore(image_set, masks)
+        rows = {
+            "seed": miou(raw, scored, workers, classes, "crf: raw seeds"),
+            "crf": miou(refined, scored, workers, classes, "crf: refined seeds"),
+        }
+        job.scores(rows, "crf", images=len(scored), image_labels_known=True)
+        facts |= {"seed_miou": rows["seed"]["miou"], "miou": rows["crf"]["miou"]}
+        text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, "
         columns["truth"] = truth_column(image_set)
-    loggers = ex.build_loggers(cfg, folder.path, "crf")
-    if scored:
-        rows = {row: result[row] for row in ("seed", "crf")}
-        show_scores(loggers, folder.path, rows, "crf")
-    sheet = folder.path / "contact_sheet.png"
-    draw_sheet(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
-    folder.close(**facts, seconds=time.monotonic() - start)
-    score = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, " if scored else ""
-    ex.say(
-        f"crf: {score}{len(names)} images in {duration(time.monotonic() - start)} "
-        f"-> {ex.relative(masks)}"
-    )
-    return folder.manifest
+    job.sheet(image_set, scored or names, s.refine.pictures, columns)
+    return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)

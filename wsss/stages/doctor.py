@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from wsss.build.doctor import examine
+from wsss.build.job import Result
+from wsss.build.settings import Settings
 from wsss.run.process import is_main_process
 
 
-def run(cfg: DictConfig) -> None:
+def run(s: Settings) -> Result:
     """Tell what works and what doesn't, each with its remedy.
 
     Raises:
         WsssError: something stops the program.
     """
     if is_main_process():
-        examine(lambda: cfg)
+        examine(lambda: s)
+    return Result("doctor")

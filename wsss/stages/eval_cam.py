@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
+from wsss.build.job import METRICS, Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import Settings, plain
 from wsss.evaluation.confusion import scores
 from wsss.evaluation.seeds import SeedTask
 from wsss.files import write_json
-from wsss.run.folder import StageFolder, require
+from wsss.maps.files import MAPS
+from wsss.run.folder import require
 from wsss.run.pool import parallel
-from wsss.run.progress import duration
+from wsss.run.process import say
 from wsss.show.dashboard import show_scores
-from wsss.show.sheets import Drawing, draw_sheet, map_column, seed_column, truth_column
-from wsss.stages.make_cam import MAPS
+from wsss.show.sheets import Drawing, map_column, seed_column, truth_column
 
 CHUNK = 8
 
@@ -66,31 +66,24 @@ def seed_table(kinds: dict[str, Any], main: str) -> str:
     return "\n".join(lines)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
-    made = require(ex.stage_folder(cfg, "make_cam"), "make_cam", "eval_cam")
-    settings = {
-        "eval_cam": {k: v for k, v in ex.plain(cfg.eval_cam).items() if k != "workers"},
-        "eval_split": cfg.data.eval_split,
-    }
-    folder = StageFolder(
-        ex.stage_folder(cfg, "eval_cam"), "eval_cam", settings, {"make_cam": made["hash"]}
-    )
-    if not ex.is_main_process():
-        return {}
-    if not ex.begin(cfg, folder):
-        return folder.manifest
-    start = time.monotonic()
-    image_set = ex.build_image_set(cfg)
-    image_set.check(cfg.data.eval_split, need_masks=True)
-    names = image_set.names(cfg.data.eval_split)
-    maps = ex.stage_folder(cfg, "make_cam") / MAPS
-    thresholds = threshold_grid(*cfg.eval_cam.thresholds)
+    made = require(s.folder("make_cam"), "make_cam", "eval_cam")
+    options = {k: v for k, v in plain(s.eval_cam).items() if k not in ("workers", "pictures")}
+    identity = {"eval_cam": options, "eval_split": s.data.eval_split}
+    job = Job(s, "eval_cam", identity, {"make_cam": made["hash"]})
+    if job.finished or not job.main:
+        return job.result()
+    image_set = build_image_set(s)
+    image_set.check(s.data.eval_split, need_masks=True)
+    names = image_set.names(s.data.eval_split)
+    maps = s.folder("make_cam") / MAPS
+    thresholds = threshold_grid(*s.eval_cam.thresholds)
     kinds = {
         kind: score_kind(
-            SeedTask(image_set, maps, kind, cfg.eval_cam.background, thresholds),
+            SeedTask(image_set, maps, kind, s.eval_cam.background, thresholds),
             names,
-            cfg.eval_cam.workers,
+            s.eval_cam.workers,
         )
         for kind in made["kinds"]
     }
@@ -103,21 +96,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "image_labels_known": True,
         "tuned_on_masks": ["miou_best_threshold", "best_threshold"],
     }
-    write_json(folder.path / "metrics.json", result)
-    loggers = ex.build_loggers(cfg, folder.path, "eval_cam")
-    show_scores(loggers, folder.path, kinds, main)
+    write_json(job.path / METRICS, result)
+    show_scores(job.loggers, job.path, kinds, main)
     columns: dict[str, Drawing] = {}
     for kind in kinds:
         columns[kind] = map_column(maps, kind)
-        columns[f"{kind} seed"] = seed_column(maps, kind, cfg.eval_cam.background)
+        columns[f"{kind} seed"] = seed_column(maps, kind, s.eval_cam.background)
     columns["truth"] = truth_column(image_set)
-    sheet = folder.path / "contact_sheet.png"
-    draw_sheet(image_set, names, cfg.eval_cam.pictures, columns, sheet, loggers)
-    folder.close(miou=result["miou"], images=len(names), seconds=time.monotonic() - start)
-    ex.say(seed_table(kinds, main))
-    ex.say(
-        f"eval_cam: mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at "
-        f"the best threshold (tuned on these masks), {len(names)} images in "
-        f"{duration(time.monotonic() - start)} -> {ex.relative(sheet)}"
+    sheet = job.sheet(image_set, names, s.eval_cam.pictures, columns)
+    say(seed_table(kinds, main))
+    return job.close(
+        f"mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at the best "
+        f"threshold (tuned on these masks), {len(names)} images in {{time}}",
+        sheet or job.path,
+        miou=result["miou"],
+        images=len(names),
     )
-    return result

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
-from wsss.data.photographs import load_image
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set, find_checkpoint, load_network, whole_set
+from wsss.build.settings import Settings, plain
 from wsss.errors import WsssError
-from wsss.run.folder import StageFolder
+from wsss.run.process import relative, say
 
 
-def run(cfg: DictConfig) -> None:
+def run(s: Settings) -> Result:
     """Draw with the trained weights; the images are spread over data.eval_split or named."""
-    checkpoint, source = ex.find_checkpoint(cfg, "figures")
-    settings = {"figures": ex.plain(cfg.figures), "test": ex.plain(cfg.method).get("test", {})}
-    folder = StageFolder(ex.stage_folder(cfg, "figures"), "figures", settings, {"train": source})
-    if not ex.is_main_process() or not ex.begin(cfg, folder):
-        return
-    image_set = ex.build_image_set(cfg)
-    split = cfg.data.eval_split
+    checkpoint, source = find_checkpoint(s, "figures")
+    method = plain(s.method.branch) if s.method.branch else {}
+    identity = {"figures": plain(s.figures), "test": method.get("test", {})}
+    job = Job(s, "figures", identity, {"train": source})
+    if job.finished or not job.main:
+        return job.result()
+    image_set = build_image_set(s)
+    split = s.data.eval_split
     image_set.check(split)
     names = image_set.names(split)
-    if cfg.figures.names:
-        unknown = sorted(set(cfg.figures.names) - set(names))
+    if s.figures.names:
+        unknown = sorted(set(s.figures.names) - set(names))
         if unknown:
             raise WsssError(f"figures.names: {unknown[0]} is not in split '{split}'")
-        names = list(cfg.figures.names)
+        names = list(s.figures.names)
     else:
-        spread = np.linspace(0, len(names) - 1, min(cfg.figures.images, len(names)))
+        spread = np.linspace(0, len(names) - 1, min(s.figures.images, len(names)))
         names = [names[round(i)] for i in spread]
-    method = ex.load_method(cfg, checkpoint, image_set.num_classes)
-    datamodule = ex.build_datamodule(cfg, image_set, method.backbone)
-    method.before_maps(datamodule)
-    datamodule.infer_split = split
-    samples = []
-    for sample in datamodule.only(names).predict_dataloader():
-        picture = load_image(image_set.image_path(sample["name"]))
-        samples.append({**sample, "picture": picture})
-    with torch.inference_mode():
-        files = method.figures(samples, folder.path, image_set.classes)
-    folder.close(files=[path.name for path in files])
-    if not files:
-        ex.say(f"figures: method={cfg.method.name} has no figures of its own")
+    network = load_network(s, checkpoint, image_set.classes)
+    files = []
+    if network.branch is not None:
+        network.before_maps(whole_set(s, image_set, network.host, s.data.train_split, (1.0,)))
+        whole = whole_set(s, image_set, network.host, split, s.data.scales, picture=True)
+        with torch.no_grad():
+            files = network.branch.figures(network, list(whole.only(names).loader()), job.path)
     for path in files:
-        ex.say(f"figures: {ex.relative(path)}")
+        say(f"figures: {relative(path)}")
+    text = f"{len(files)} files" if files else f"method={s.method.name} has no figures of its own"
+    return job.close(text, job.path, files=[path.name for path in files])

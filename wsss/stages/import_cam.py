@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
-from PIL import Image
 
-from wsss.build import objects as ex
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import Settings, plain
 from wsss.errors import WsssError
-from wsss.maps.files import ClassMaps, write_class_maps
+from wsss.maps.files import MAPS, ClassMaps, write_class_maps
 from wsss.maps.fuse import enlarge
 from wsss.maps.interop import npy_files, read_npy_maps
-from wsss.run.folder import StageFolder
-from wsss.run.progress import duration, track
-from wsss.stages.make_cam import MAPS
+from wsss.run.progress import track
+from wsss.segmentation.mask_check import photograph_size
 
 
-def run(cfg: DictConfig) -> None:
+def run(s: Settings) -> Result:
     """Convert the files of all images of data.infer_split into this run's make_cam folder."""
-    if not cfg.refine.npy:
+    if not s.refine.npy:
         raise WsssError("stage=import_cam needs refine.npy=DIR, a folder of NAME.npy files")
-    source = Path(cfg.refine.npy)
-    settings = {
+    source = Path(s.refine.npy).expanduser()
+    identity = {
         "npy": str(source.resolve()),
-        "make_cam": ex.plain(cfg.make_cam),
-        "infer_split": cfg.data.infer_split,
+        "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
+        "infer_split": s.data.infer_split,
     }
-    folder = StageFolder(ex.stage_folder(cfg, "make_cam"), "make_cam", settings)
-    if not ex.is_main_process() or not ex.begin(cfg, folder):
-        return
-    start = time.monotonic()
-    image_set = ex.build_image_set(cfg)
-    image_set.check(cfg.data.infer_split)
-    names = image_set.names(cfg.data.infer_split)
+    job = Job(s, "make_cam", identity)
+    if job.finished or not job.main:
+        return job.result()
+    image_set = build_image_set(s)
+    image_set.check(s.data.infer_split)
+    names = image_set.names(s.data.infer_split)
     kinds: dict[str, bool] = {}
-    stride = cfg.make_cam.stride
+    stride = s.make_cam.stride
     paths = npy_files(source, names)
     for name, path in track(list(zip(names, paths, strict=True)), "import_cam"):
-        with Image.open(image_set.image_path(name)) as file:
-            width, height = file.size
+        height, width = photograph_size(image_set.image_path(name))
         found = read_npy_maps(path, (height, width))
         (kind,) = found.maps
         if len(found.classes) and found.classes.max() > image_set.num_classes:
@@ -55,12 +51,9 @@ def run(cfg: DictConfig) -> None:
         grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
         maps = np.clip(enlarge(found.maps[kind], grid), 0, 1)
         write_class_maps(
-            folder.path / MAPS / f"{name}.npz",
+            job.path / MAPS / f"{name}.npz",
             ClassMaps(found.classes, found.size, {kind: maps}),
-            cfg.make_cam.dtype,
+            s.make_cam.dtype,
         )
-    folder.close(kinds=kinds, images=len(names), seconds=time.monotonic() - start)
-    ex.say(
-        f"import_cam: {len(names)} images ({', '.join(kinds)}) in "
-        f"{duration(time.monotonic() - start)} -> {ex.relative(folder.path / MAPS)}"
-    )
+    text = f"import_cam: {len(names)} images ({', '.join(kinds)}) in {{time}}"
+    return job.close(text, job.path / MAPS, kinds=kinds, images=len(names))

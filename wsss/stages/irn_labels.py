@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
-from wsss.build import sources
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import Settings
+from wsss.build.sources import map_source, refine_identity
+from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, write_mask
 from wsss.data.photographs import load_image
-from wsss.evaluation import scoring
-from wsss.files import missing_files_of
+from wsss.evaluation.scoring import scored_names
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
-from wsss.refine.crf import CrfSettings, require_pydensecrf
 from wsss.refine.labels import LabelSettings, confident_labels
-from wsss.run.folder import StageFolder
 from wsss.run.pool import parallel
-from wsss.run.progress import duration
-from wsss.show.dashboard import show_facts
 from wsss.show.overlays import label_overlay, over
-from wsss.show.sheets import Drawing, draw_sheet, truth_column
+from wsss.show.sheets import Drawing, truth_column
 
 LABELS = "labels"
 
 
 @dataclass(frozen=True)
-class _Label:
+class MakeLabels:
     """Labels one image and writes the file; runs in a worker process."""
 
     image_set: ImageSet
     source: MapSource
     target: Path
-    settings: LabelSettings
+    options: LabelSettings
 
     def __call__(self, name: str) -> None:
+        """Label the image `name`."""
         image = load_image(self.image_set.image_path(name))
         stored = self.source.read(name)
         maps = enlarge(stored.maps[self.source.kind], stored.size)
-        write_mask(
-            self.target / f"{name}.png",
-            confident_labels(image, maps, stored.classes, self.settings),
-        )
+        labels = confident_labels(image, maps, stored.classes, self.options)
+        write_mask(self.target / f"{name}.png", labels)
 
 
 @dataclass(frozen=True)
-class _Shares:
+class Shares:
     """Pixels of one image's labels: all, foreground, unsure; sure ones with truth, right ones."""
 
     image_set: ImageSet
@@ -59,6 +53,7 @@ class _Shares:
     scored: frozenset[str]
 
     def __call__(self, name: str) -> np.ndarray:
+        """(5,) int64 of the image `name`."""
         labels = read_mask(self.labels / f"{name}.png", self.image_set.num_classes)
         sure = labels != VOID
         counts = [labels.size, int((sure & (labels > 0)).sum()), int((~sure).sum()), 0, 0]
@@ -75,44 +70,30 @@ def label_picture(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return over(shown, np.full_like(picture, 255), np.where(labels == VOID, 0.7, 0.0))
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(s: Settings) -> Result:
     """Label what is not labelled yet."""
-    source = sources.map_source(cfg, "irn_labels")
-    folder = StageFolder(
-        ex.stage_folder(cfg, "irn_labels"),
-        "irn_labels",
-        sources.settings_of(cfg, source, "labels"),
-        {"make_cam": source.hash},
-    )
-    if not ex.is_main_process():
-        return {}
-    if not ex.begin(cfg, folder):
-        return folder.manifest
-    require_pydensecrf()
-    start = time.monotonic()
-    image_set = ex.build_image_set(cfg)
-    image_set.check(cfg.data.infer_split)
-    names = image_set.names(cfg.data.infer_split)
-    labels = folder.path / LABELS
-    options = ex.plain(cfg.refine.labels)
-    crf = options.pop("crf")
-    settings = LabelSettings(**options, crf=CrfSettings(**crf) if crf else None)
-    work = _Label(image_set, source, labels, settings)
-    workers = cfg.refine.workers
-    missing = missing_files_of(labels, names, ".png")
-    parallel(work, missing, "irn_labels", workers)
-    scored = scoring.scored_names(cfg, image_set, names)
-    shares = _Shares(image_set, labels, frozenset(scored))
+    source = map_source(s, "irn_labels")
+    job = Job(s, "irn_labels", refine_identity(s, source, "labels"), {"make_cam": source.hash})
+    if job.finished or not job.main:
+        return job.result()
+    image_set = build_image_set(s)
+    image_set.check(s.data.infer_split)
+    names = image_set.names(s.data.infer_split)
+    labels, workers = job.path / LABELS, s.refine.workers
+    work = MakeLabels(image_set, source, labels, s.refine.labels)
+    parallel(work, still_missing(names, (labels, ".png")), "irn_labels", workers)
+    scored = scored_names(image_set, s.data.eval_split, names)
+    shares = Shares(image_set, labels, frozenset(scored))
     pixels, foreground, unsure, known, right = np.sum(
         parallel(shares, names, "irn_labels: shares", workers), axis=0
     ).tolist()
     facts = {
         "images": len(names),
-        "kind": source.kind,
         "foreground_share": foreground / pixels,
         "unsure_share": unsure / pixels,
         "right_share_of_sure": right / known if known else None,
     }
+    job.facts(facts)
 
     def shown(name: str, picture: np.ndarray) -> np.ndarray:
         return label_picture(picture, read_mask(labels / f"{name}.png", image_set.num_classes))
@@ -120,15 +101,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     columns: dict[str, Drawing] = {"confident labels (white: unsure)": shown}
     if scored:
         columns["truth"] = truth_column(image_set)
-    sheet = folder.path / "contact_sheet.png"
-    loggers = ex.build_loggers(cfg, folder.path, "irn_labels")
-    show_facts(loggers, "irn_labels", {k: v for k, v in facts.items() if k != "kind"})
-    draw_sheet(image_set, scored or names, cfg.refine.pictures, columns, sheet, loggers)
-    folder.close(**facts, seconds=time.monotonic() - start)
+    job.sheet(image_set, scored or names, s.refine.pictures, columns)
     quality = f", {100 * right / known:.1f} % of the sure pixels right" if known else ""
-    ex.say(
-        f"irn_labels: {len(names)} images, {100 * foreground / pixels:.1f} % foreground, "
-        f"{100 * unsure / pixels:.1f} % unsure{quality}, in "
-        f"{duration(time.monotonic() - start)} -> {ex.relative(labels)}"
+    return job.close(
+        f"{len(names)} images, {100 * foreground / pixels:.1f} % foreground, "
+        f"{100 * unsure / pixels:.1f} % unsure{quality}, in {{time}}",
+        labels,
+        kind=source.kind,
+        **facts,
     )
-    return folder.manifest

@@ -2,73 +2,66 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from wsss.build import objects as ex
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import Settings
 from wsss.data.base import ImageSet
 from wsss.data.photographs import load_image
 from wsss.data.prepare import complaint, prepare
 from wsss.files import read_json, write_json
-from wsss.run.folder import MANIFEST, StageFolder
-from wsss.run.progress import duration
+from wsss.run.folder import MANIFEST
+from wsss.run.process import is_main_process, say
 from wsss.show.overlays import contact_sheet, label_overlay
 
 PICTURES = 12  # rows of the contact sheet
 CLASSES_IN_A_LINE = 4
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(s: Settings) -> Result:
     """Prepare and check the splits that the other stages use; all problems are told at once."""
-    data = ex.plain(cfg.data)
-    expected = {s: n for s, n in (data["expected_counts"] or {}).items() if n is not None}
-    used = {key: data[key] for key in ("train_split", "infer_split", "eval_split", "val_split")}
-    settings = {"data": {"name": data["name"], "expected_counts": expected, **used}}
-    folder = StageFolder(ex.stage_folder(cfg, "prepare"), "prepare", settings)
-    if not ex.is_main_process():
-        return {}
-    image_set = ex.build_image_set(cfg)
-    forget_if_changed(folder, image_set.fingerprint())
-    if not ex.begin(cfg, folder):
-        return folder.manifest
-    start = time.monotonic()
+    data = s.data
+    expected = {split: n for split, n in (data.expected_counts or {}).items() if n is not None}
+    used = {key: getattr(data, f"{key}_split") for key in ("train", "infer", "eval", "val")}
+    image_set = build_image_set(s)
+    if is_main_process():
+        forget_if_changed(s.folder("prepare"), image_set.fingerprint())
+    job = Job(s, "prepare", {"name": data.name, "expected_counts": expected, "splits": used})
+    if job.finished or not job.main:
+        return job.result()
     # Masks and the segmentation network's split may be wanting where only seeds are trained.
-    needed = {used["train_split"], used["infer_split"], *expected}
+    needed = {used["train"], used["infer"], *expected}
     splits = [*dict.fromkeys(split for split in (*used.values(), *expected) if split)]
     report, problems = prepare(
         image_set,
         splits,
         expected,
-        held_out=[*dict.fromkeys(s for s in (used["val_split"], "val", "test") if s)],
-        workers=data["num_workers"],
+        held_out=[*dict.fromkeys(split for split in (used["val"], "val", "test") if split)],
+        workers=data.num_workers,
         optional=[split for split in splits if split not in needed],
     )
-    write_json(folder.path / "report.json", {**report, "problems": problems})
+    write_json(job.path / "report.json", {**report, "problems": problems})
     for line in report_lines(report):
-        ex.say(line)
+        say(line)
     if problems:
         raise complaint(f"{image_set!r}", problems)
     images = sum(entry["images"] for entry in report["splits"].values())
-    sheet = draw_sheet(image_set, sheet_names(report, image_set, used), folder.path)
-    seconds = time.monotonic() - start
-    folder.close(fingerprint=image_set.fingerprint(), images=images, seconds=seconds)
-    ex.say(f"prepare: nothing is wrong, {duration(seconds)} -> {ex.relative(sheet)}")
-    return report
+    sheet = draw_sheet(image_set, sheet_names(report, image_set, used), job.path)
+    return job.close(
+        "nothing is wrong, {time}", sheet, fingerprint=image_set.fingerprint(), images=images
+    )
 
 
-def forget_if_changed(folder: StageFolder, fingerprint: str) -> None:
+def forget_if_changed(folder: Path, fingerprint: str) -> None:
     """Have the stage done again if the raw data are not those that it ended with."""
-    path = folder.path / MANIFEST
-    if not path.is_file():
-        return
-    there = read_json(path)
-    if there.get("hash") == folder.hash and there.get("fingerprint") != fingerprint:
-        ex.say("prepare: the data have changed since it last ended")
+    path = folder / MANIFEST
+    if path.is_file() and read_json(path).get("fingerprint") != fingerprint:
+        say("prepare: the data have changed since it last ended")
         path.unlink()
 
 
@@ -120,8 +113,8 @@ def sheet_names(
     report: Mapping[str, Any], image_set: ImageSet, used: Mapping[str, str | None]
 ) -> list[str]:
     """Images for the sheet, spread over the scored split, or the trained one without masks."""
-    scored = report["splits"].get(used["eval_split"], {"masks": 0})
-    split = used["eval_split"] if scored["masks"] else used["train_split"]
+    scored = report["splits"].get(used["eval"], {"masks": 0})
+    split = used["eval"] if scored["masks"] else used["train"]
     names = image_set.names(str(split))
     chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)))
     return [names[round(i)] for i in chosen]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig
-
-from wsss.build import objects as ex
+from wsss.build.job import Result
+from wsss.build.settings import Settings
 from wsss.errors import WsssError
 from wsss.files import atomic
 from wsss.report.gather import gather
 from wsss.report.page import NOTES, render
 from wsss.report.tables import tables
+from wsss.run.process import is_main_process, relative, say
 
 
-def run(cfg: DictConfig) -> dict[str, Any] | None:
+def run(s: Settings) -> Result:
     """Write `report.html` and `report.md` of `report.runs` (default: this run's own sweep)."""
-    if not ex.is_main_process():
-        return None
-    names = [str(name) for name in cfg.report.runs or [cfg.run_name]]
-    outputs = Path(cfg.paths.outputs)
+    if not is_main_process():
+        return Result("report")
+    names = [str(name) for name in s.report.runs or [s.run_name]]
+    outputs = Path(s.paths.outputs)
     settings = gather([outputs / name for name in names])
     made = tables(settings)
     if not made:
@@ -29,7 +28,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             f"which there is in no run of {', '.join(names)}"
         )
     title = ", ".join(names)
-    folder = ex.stage_folder(cfg, "report")
+    folder = s.folder("report")
     gaps = [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
     missing = ["\n".join(["## Missing", "", *(f"- {gap}" for gap in gaps)])] if gaps else []
     text = "\n\n".join([f"# {title}", *(table.markdown() for table in made), NOTES, *missing])
@@ -38,9 +37,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         with atomic(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     for table in made:
-        ex.say(table.markdown() + "\n")
+        say(table.markdown() + "\n")
     jobs = sum(len(setting.jobs) for setting in settings)
     for gap in gaps:
-        ex.say(f"missing: {gap}")
-    ex.say(f"report: {jobs} runs -> {ex.relative(folder / 'report.html')}")
-    return None
+        say(f"missing: {gap}")
+    say(f"report: {jobs} run{'s' * (jobs != 1)} -> {relative(folder / 'report.html')}")
+    return Result("report")

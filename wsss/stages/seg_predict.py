@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 from PIL import Image
 
-from wsss.build import objects as ex
+from wsss.build.job import Job, Result
 from wsss.build.segmenter import find_trained, load_trained
+from wsss.build.settings import Settings, plain
+from wsss.build.trainer import predict, still_missing
+from wsss.data.datamodule import WholeSet
 from wsss.data.photographs import load_image
 from wsss.data.plain_folder import Photographs
+from wsss.data.transforms import Pyramid, resize_bilinear
 from wsss.errors import WsssError
-from wsss.evaluation import scoring
-from wsss.files import atomic, digest, missing_files_of, read_json, write_json
-from wsss.run.folder import MANIFEST, StageFolder
-from wsss.run.progress import duration
-from wsss.segmentation.data import SegmentationData, WholePhotographs
-from wsss.segmentation.predict import Predictor, PredictProgress
-from wsss.show.legend import overlay_with_legend, prediction_sheet
-from wsss.stages.seg_eval import eval_settings, test_scales
+from wsss.evaluation.scoring import MASKS
+from wsss.files import atomic, digest, read_json, write_json
+from wsss.run.folder import MANIFEST
+from wsss.run.process import is_main_process, relative, say
+from wsss.segmentation.predict import Predictor
+from wsss.show.legend import overlay_with_legend, predicted_classes
+from wsss.show.sheets import Drawing, mask_column
+from wsss.stages.seg_eval import prediction_identity
 
 OVERLAYS = "overlays"
 LISTING = "photographs.json"
@@ -52,10 +54,10 @@ def bring_up_to_date(path: Path, listing: Mapping[str, Any]) -> None:
     if before == listing:
         return
     for name in changed(before, listing):
-        (path / scoring.MASKS / f"{name}.png").unlink(missing_ok=True)
+        (path / MASKS / f"{name}.png").unlink(missing_ok=True)
         (path / OVERLAYS / f"{name}.jpg").unlink(missing_ok=True)
     if (path / MANIFEST).is_file():
-        ex.say("seg_predict: the photographs have changed since; the new ones are predicted")
+        say("seg_predict: the photographs have changed since; the new ones are predicted")
         (path / MANIFEST).unlink()
 
 
@@ -83,88 +85,59 @@ def unreadable(photographs: Photographs, names: list[str]) -> dict[str, str]:
     return found
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(s: Settings) -> Result:
     """Predict what is not predicted yet; photographs that can't be read are told at the end."""
-    if not cfg.input:
+    if not s.input:
         raise WsssError("stage=seg_predict: give the folder of photographs, input=DIR")
-    trained = find_trained(cfg, "seg_predict")
-    photographs = Photographs(cfg.input, trained.classes)
-    options = ex.plain(cfg.segmentation.predict)
-    settings = eval_settings(cfg)
-    settings = {
-        "predict": options,
-        **{k: settings["eval"][k] for k in ("scales", "mirror", "fuse")},
-        **{k: settings[k] for k in ("long_side", "msc", "msc_scales", "precision")},
-    }
-    folder = StageFolder(
-        ex.stage_folder(cfg, "seg_predict") / folder_name(photographs.root),
-        "seg_predict",
-        settings,
-        {"seg_train": trained.hash},
-    )
-    test = test_scales(cfg)
+    trained = find_trained(s, "seg_predict")
+    photographs = Photographs(s.input, trained.classes)
+    path = s.folder("seg_predict") / (part := folder_name(photographs.root))
     listing = photographs.listing()
-    if ex.is_main_process():
-        bring_up_to_date(folder.path, listing)
-    if not ex.begin(cfg, folder):
-        return folder.manifest
-    start = time.monotonic()
+    if is_main_process():
+        bring_up_to_date(path, listing)
+    identity = {**prediction_identity(s), "predict": plain(s.segmentation.predict)}
+    job = Job(s, "seg_predict", identity, {"seg_train": trained.hash}, part=part)
+    if job.finished:
+        return job.result()
     names = photographs.names("all")
-    masks, overlays = folder.path / scoring.MASKS, folder.path / OVERLAYS
-    missing = missing_files_of(masks, names, ".png")
-    if ex.is_main_process():
-        write_json(folder.path / LISTING, listing)
+    masks, overlays = job.path / MASKS, job.path / OVERLAYS
+    missing = still_missing(names, (masks, ".png"))
+    if job.main:
+        write_json(job.path / LISTING, listing)
     if missing:
-        segmenter, network = load_trained(cfg, trained, "seg_predict")
-        whole = WholePhotographs(
-            photographs,
-            missing,
+        segmenter, network = load_trained(s, trained, "seg_predict")
+        inputs = Pyramid(
             network.mean,
             network.std,
-            cfg.segmentation.long_side,
-            options["max_side"],
-            lenient=True,
+            long_side=s.segmentation.long_side,
+            max_side=s.segmentation.predict.max_side,
+            resize=resize_bilinear,
         )
-        trainer = ex.build_trainer(
-            cfg,
-            folder.path,
-            [PredictProgress("seg_predict")] if ex.is_main_process() else [],
-            limit_train_batches=None,
-        )
-        trainer.predict(
-            Predictor(segmenter, test, masks, after=_WriteOverlay(overlays, trained.classes)),
-            datamodule=SegmentationData(whole=whole, num_workers=cfg.data.num_workers),
-            return_predictions=False,
-        )
-        trainer.strategy.barrier("seg_predict")
-    if not ex.is_main_process():
-        return {}
-    lost = missing_files_of(masks, names, ".png")
+        after = _WriteOverlay(overlays, trained.classes)
+        predictor = Predictor(segmenter, s.segmentation.eval, masks, after=after)
+        predict(job, predictor, WholeSet(photographs, missing, inputs, picture=True, lenient=True))
+    if not job.main:
+        return job.result()
+    lost = still_missing(names, (masks, ".png"))
     faulty = unreadable(photographs, lost)
     done = [name for name in names if name not in set(lost)]
-    sheet, count = folder.path / "contact_sheet.png", cfg.segmentation.pictures
-    prediction_sheet(photographs, done, count, {"prediction": masks}, False, sheet)
-    seconds = time.monotonic() - start
-    folder.close(
-        input=str(cfg.input),
-        images=len(done),
-        unreadable=faulty,
-        passed_over=photographs.passed_over,
-        checkpoint=ex.relative(trained.path),
-        seconds=seconds,
-    )
+    columns: dict[str, Drawing] = {"prediction": mask_column(masks, photographs.num_classes)}
+    seen = predicted_classes(masks, photographs.num_classes)
+    job.sheet(photographs, done, s.segmentation.pictures, columns, seen)
     if photographs.passed_over:
         others = photographs.passed_over
         more = ", ..." if len(others) > 3 else ""
-        ex.say(
-            f"seg_predict: {len(others)} files are no photographs: {', '.join(others[:3])}{more}"
-        )
+        say(f"seg_predict: {len(others)} files are no photographs: {', '.join(others[:3])}{more}")
     if faulty:
-        ex.say(f"seg_predict: {len(faulty)} of {len(names)} photographs could not be read:")
+        say(f"seg_predict: {len(faulty)} of {len(names)} photographs could not be read:")
         for reason in faulty.values():
-            ex.say(f"  {reason}")
-    ex.say(
-        f"seg_predict: {len(done)} photographs in {duration(seconds)} -> "
-        f"{ex.relative(masks)}, {ex.relative(overlays)}"
+            say(f"  {reason}")
+    return job.close(
+        f"{len(done)} photographs in {{time}}, overlays in {relative(overlays)}",
+        masks,
+        input=str(s.input),
+        images=len(done),
+        unreadable=faulty,
+        passed_over=photographs.passed_over,
+        checkpoint=relative(trained.path),
     )
-    return folder.manifest

@@ -3,156 +3,91 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback
 
-from wsss.build import objects as ex
-from wsss.build.segmenter import ON_BACKBONE, build_segmenter, initial_weights
+from wsss.build.job import Job, Result
+from wsss.build.objects import (
+    backbone_identity,
+    build_image_set,
+    find_checkpoint,
+    trainer_identity,
+)
+from wsss.build.segmenter import build_segmenter, initial_weights
+from wsss.build.settings import Settings, plain
+from wsss.build.sources import mask_source
+from wsss.build.trainer import fit
+from wsss.data.base import ImageSet
+from wsss.data.datamodule import EpochData, EpochSet
 from wsss.data.masks import VOID
-from wsss.errors import WsssError
-from wsss.evaluation import scoring
-from wsss.run.callbacks import CHECKPOINT
-from wsss.run.folder import StageFolder, require
-from wsss.run.logs import METRICS, join_metrics, read_metrics
-from wsss.run.progress import duration
+from wsss.data.transforms import Crop, DrawSize, ScaleRange, Scales, resize_bilinear
+from wsss.run.folder import require
+from wsss.run.process import relative, say
 from wsss.segmentation.base import SegmentationNetwork
-from wsss.segmentation.data import PseudoMaskSet, SegmentationCrop, SegmentationData
 from wsss.segmentation.mask_check import check_masks, masks_fingerprint
-from wsss.show.charts import draw_training
+from wsss.segmentation.settings import ON_BACKBONE, SegmentationSettings
 from wsss.show.overlays import contact_sheet, label_overlay
 
-SOURCES = ("irn_masks", "crf")
-LOOK_EVERY = 10  # steps between two looks at the loss
 
-
-def training_settings(cfg: DictConfig) -> dict[str, Any]:
+def segmentation_identity(s: Settings) -> dict[str, Any]:
     """All that the trained network depends on, the pseudo masks apart."""
-    training = ex.training_settings(cfg)
-    options = ex.plain(cfg.segmentation)
-    network = dict(options["network"])
-    if network.get("weights"):
+    options = plain(s.segmentation)
+    network = options["network"]
+    if network["weights"]:
         network["weights"] = Path(network["weights"]).name
-    settings = {
-        key: options[key]
-        for key in ("features", "msc", "msc_scales", "loss", "optimizer", "train", "long_side")
-    }
+    keys = ("features", "msc", "msc_scales", "loss", "optimizer", "train", "long_side")
+    identity = {key: options[key] for key in keys}
     if network["name"] == ON_BACKBONE:
-        settings["backbone"] = training["backbone"]
-    trainer = {k: training["trainer"][k] for k in ("precision", "memory_format")}
-    trainer["limit_train_batches"] = cfg.trainer.limit_train_batches
+        identity["backbone"] = backbone_identity(s)
     return {
-        **settings,
+        **identity,
         "network": network,
-        "split": split_of(cfg),
-        "data": cfg.data.name,
-        "trainer": trainer,
-        "seed": cfg.seed,
+        "split": split_of(s),
+        "data": s.data.name,
+        "trainer": trainer_identity(s),
+        "seed": s.seed,
     }
 
 
-def split_of(cfg: DictConfig) -> str:
+def split_of(s: Settings) -> str:
     """The split whose pseudo masks are trained on."""
-    return str(cfg.segmentation.split or cfg.data.infer_split)
+    return s.segmentation.split or s.data.infer_split
 
 
-def mask_source(cfg: DictConfig) -> tuple[Path, str | None]:
-    """Folder of the pseudo masks, and the stage of this run that made them, if one did.
-
-    Raises:
-        WsssError: If the stage has not ended, the folder is not there, or a key is unknown.
-    """
-    if cfg.segmentation.masks:
-        folder = Path(cfg.segmentation.masks).expanduser()
-        if not folder.is_dir():
-            raise WsssError(
-                f"segmentation.masks={folder}: no such folder; give a folder of label maps "
-                f"NAME.png, or null for those of this run"
-            )
-        return folder, None
-    stage = cfg.refine.masks
-    if stage not in SOURCES:
-        raise WsssError(f"refine.masks={stage}: choose {' or '.join(SOURCES)}")
-    folder = ex.stage_folder(cfg, stage)
-    require(folder, stage, "seg_train")
-    return folder / scoring.MASKS, stage
-
-
-def training_length(cfg: DictConfig, steps_per_epoch: int) -> dict[str, int]:
-    """Lightning's `max_epochs` and `max_steps` (-1: no limit) for `segmentation.train`.
-
-    Raises:
-        WsssError: If not just one of the two keys is given.
-    """
-    steps, epochs = cfg.segmentation.train.max_steps, cfg.segmentation.train.max_epochs
-    if (steps is None) == (epochs is None) or (steps or epochs) < 1:
-        raise WsssError(
-            f"segmentation.train: max_steps={steps} and max_epochs={epochs}; give one of the two, "
-            f"at least 1, and null for the other"
-        )
+def training_length(options: SegmentationSettings, steps_per_epoch: int) -> dict[str, int]:
+    """Lightning's `max_epochs` and `max_steps` (-1: no limit) for `segmentation.train`."""
+    steps, epochs = options.train.max_steps, options.train.max_epochs
     if steps is None:
-        return {"max_epochs": int(epochs), "max_steps": -1}
-    return {"max_epochs": math.ceil(steps / steps_per_epoch), "max_steps": int(steps)}
+        assert epochs is not None
+        return {"max_epochs": epochs, "max_steps": -1}
+    return {"max_epochs": math.ceil(steps / steps_per_epoch), "max_steps": steps}
 
 
-class StopWithoutLoss(Callback):
-    """Ends a training whose loss is no number any more, before a checkpoint is written of it."""
-
-    def __init__(self) -> None:
-        self.loss: torch.Tensor | None = None
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
-    ) -> None:
-        """Look now and then: each look waits for a GPU."""
-        self.loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if trainer.global_step % LOOK_EVERY == 0:
-            self.look(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look before the checkpoint is written."""
-        self.look(trainer)
-
-    def look(self, trainer: pl.Trainer) -> None:
-        """Raise if the loss is no number."""
-        if self.loss is not None and not bool(torch.isfinite(self.loss)):
-            raise WsssError(
-                f"seg_train: the loss is no number at step {trainer.global_step}; try "
-                f"segmentation.loss=balanced, or a lower segmentation.optimizer.lr"
-            )
-
-
-def build_data(
-    cfg: DictConfig, image_set: Any, names: list[str], masks: Path, network: SegmentationNetwork
-) -> SegmentationData:
-    """The loaders of a training."""
-    options = ex.plain(cfg.segmentation)["train"]
-    scales, limits = options["scales"], options["scale_range"]
-    crop = SegmentationCrop(
-        crop_size=options["crop_size"],
-        mean=network.mean,
-        std=network.std,
-        scales=None if scales is None else tuple(scales),
-        scale_range=None if limits is None else tuple(limits),
-        long_side=cfg.segmentation.long_side,
-        mirror=options["mirror"],
-        pad_label=options["pad_label"],
-    )
-    return SegmentationData(
-        PseudoMaskSet(image_set, names, masks, crop, cfg.seed),
-        batch_size=options["batch_size"],
-        accumulate=options["accumulate"],
-        num_workers=cfg.data.num_workers,
+def training_crop(options: SegmentationSettings, network: SegmentationNetwork) -> Crop:
+    """DeepLab's crop: random scale, padding right and below, bilinear."""
+    train = options.train
+    draw: DrawSize
+    if train.scales is not None:
+        draw = Scales(train.scales, options.long_side)
+    else:
+        assert train.scale_range is not None
+        draw = ScaleRange(*train.scale_range, options.long_side, cut=True)
+    return Crop(
+        train.crop_size,
+        network.mean,
+        network.std,
+        draw,
+        resize=resize_bilinear,
+        corner=True,
+        mirror=train.mirror,
+        pad_label=train.pad_label,
     )
 
 
-def draw_samples(data: PseudoMaskSet, count: int, path: Path) -> None:
+def draw_samples(data: EpochSet, count: int, path: Path) -> None:
     """A contact sheet of crops as the network is shown them; what is ignored is white."""
     if not count:
         return
@@ -169,82 +104,78 @@ def draw_samples(data: PseudoMaskSet, count: int, path: Path) -> None:
     contact_sheet(rows, ["crop", "pseudo mask"], captions, path)
 
 
-def run(cfg: DictConfig) -> None:
+def look_at_masks(
+    job: Job, image_set: ImageSet, names: list[str], masks: Path, stage: str | None
+) -> dict[str, Any]:
+    """Check all pseudo masks and warn of what is odd; what they hold, for the manifest."""
+    way_out = (
+        f"run stage={stage} again (overwrite=true)"
+        if stage
+        else "correct them, or give another segmentation.masks"
+    )
+    workers = job.settings.segmentation.workers
+    counts = check_masks(image_set, names, masks, way_out, workers)
+    for line in counts.warnings(image_set.classes):
+        say(f"seg_train: warning: {line}")
+    return counts.as_dict(image_set.classes)
+
+
+def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask but the pseudo masks is ever read."""
-    masks, stage = mask_source(cfg)
-    image_set = ex.build_image_set(cfg)
-    names = image_set.names(split_of(cfg))
+    masks, stage = mask_source(s)
+    image_set = build_image_set(s)
+    names = image_set.names(split_of(s))
     if stage is None:
         inputs = {"masks": masks_fingerprint(names, masks)}
     else:
         inputs = {stage: require(masks.parent, stage, "seg_train")["hash"]}
-    if cfg.segmentation.features == "method":
-        inputs["train"] = ex.find_checkpoint(cfg, "seg_train")[1]
-    settings = training_settings(cfg)
-    folder = StageFolder(ex.stage_folder(cfg, "seg_train"), "seg_train", settings, inputs)
-    if not ex.begin(cfg, folder):
-        return
-    start = time.monotonic()
-    image_set.check(split_of(cfg))
-    segmenter, network = build_segmenter(cfg, image_set.classes)
-    begins_with = initial_weights(cfg, network)
+    if s.segmentation.features == "method":
+        inputs["train"] = find_checkpoint(s, "seg_train")[1]
+    job = Job(s, "seg_train", segmentation_identity(s), inputs)
+    if job.finished:
+        return job.result()
+    image_set.check(split_of(s))
+    segmenter, network = build_segmenter(s, image_set.classes)
+    begins_with = initial_weights(s, network)
     if begins_with == "none" and network.fixed_norms:
-        ex.say(
+        say(
             "seg_train: warning: the network starts from random weights with fixed batch "
             "statistics and will hardly learn; give segmentation.network.weights=FILE"
         )
-    data = build_data(cfg, image_set, names, masks, network)
-    assert data.train_set is not None
-    length = training_length(cfg, data.steps_per_epoch)
-    facts: dict[str, Any] = {}
-    if ex.is_main_process():
-        way_out = (
-            "correct them, or give another segmentation.masks"
-            if stage is None
-            else f"run stage={stage} again (overwrite=true)"
-        )
-        counts = check_masks(image_set, names, masks, way_out, cfg.segmentation.workers)
-        facts["pseudo_masks"] = counts.as_dict(image_set.classes)
-        for line in counts.warnings(image_set.classes):
-            ex.say(f"seg_train: warning: {line}")
-        draw_samples(data.train_set, cfg.segmentation.pictures, folder.path / "samples.png")
-    checkpoint = folder.path / CHECKPOINT
-    resume = checkpoint if checkpoint.is_file() else None
-    earlier = read_metrics(folder.path / METRICS) if resume else []
-    trainer = ex.build_trainer(
-        cfg,
-        folder.path,
-        [*ex.build_callbacks(cfg, folder.path), StopWithoutLoss()],
-        ex.build_loggers(cfg, folder.path, "seg_train"),
-        **length,
-        accumulate_grad_batches=data.accumulate,
-        gradient_clip_val=cfg.segmentation.train.gradient_clip_val,
+    options = s.segmentation.train
+    train = EpochSet(
+        image_set, names, training_crop(s.segmentation, network), s.seed, targets=masks
     )
-    if resume:
-        resumed_at = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
-        ex.say(f"seg_train: resumes at step {resumed_at}")
-    else:
-        ex.say(f"seg_train: {len(names)} pseudo masks; initial weights: {begins_with}")
-    trainer.fit(segmenter, datamodule=data, ckpt_path=resume, weights_only=True)
-    if not trainer.is_global_zero:
-        return
-    if resume:
-        join_metrics(earlier, folder.path / METRICS, resumed_at)
-    draw_training(read_metrics(folder.path / METRICS), folder.path)
-    loss = float(trainer.callback_metrics.get("train/loss", torch.nan))
-    seconds = time.monotonic() - start
-    folder.close(
-        loss=loss,
-        steps=trainer.global_step,
+    data = EpochData(
+        train,
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        num_workers=s.data.num_workers,
+        key="segmentation.train.batch_size",
+    )
+    facts: dict[str, Any] = {}
+    if job.main:
+        facts["pseudo_masks"] = look_at_masks(job, image_set, names, masks, stage)
+        draw_samples(train, s.segmentation.pictures, job.path / "samples.png")
+    fitted = fit(
+        job,
+        segmenter,
+        data,
+        "segmentation.optimizer.lr, take segmentation.loss=balanced,",
+        f"{len(names)} pseudo masks; initial weights: {begins_with}",
+        **training_length(s.segmentation, data.steps_per_epoch),
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.gradient_clip_val,
+    )
+    return job.close(
+        f"{fitted.steps} steps in {{time}}, loss {fitted.loss:.4f}; {len(names)} pseudo masks of "
+        f"{stage or relative(masks)}, initial weights: {begins_with}",
+        fitted.checkpoint,
+        loss=fitted.loss,
+        steps=fitted.steps,
         images=len(names),
-        masks=stage or ex.relative(masks),
+        masks=stage or relative(masks),
         initial_weights=begins_with,
         class_names=list(image_set.classes),
-        seconds=seconds,
         **facts,
-    )
-    ex.say(
-        f"seg_train: {trainer.global_step} steps in {duration(seconds)}, loss {loss:.4f}; "
-        f"{len(names)} pseudo masks of {stage or ex.relative(masks)}, initial weights: "
-        f"{begins_with} -> {ex.relative(checkpoint)}"
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsss.errors import WsssError
 from wsss.methods.cpal.kmeans import group_means, kmeans
+from wsss.methods.cpal.settings import BankSettings
 
 
 class PrototypeBank(nn.Module):
@@ -34,42 +35,19 @@ class PrototypeBank(nn.Module):
     cluster_sizes: Tensor
     clustered_epoch: Tensor
 
-    def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        size: int = 1000,
-        clusters: int | str = 50,
-        max_clusters: int = 50,
-        entries_per_cluster: int = 20,
-    ) -> None:
+    def __init__(self, num_classes: int, dim: int, options: BankSettings | None = None) -> None:
         """Make an empty bank.
 
         Args:
             num_classes: number of classes N.
             dim: length d of an anchor.
-            size: entries kept per class.
-            clusters: k of the k-means, or `auto`: one cluster per `entries_per_cluster` entries.
-            max_clusters: upper limit of `auto`.
-            entries_per_cluster: see `clusters`.
-
-        Raises:
-            WsssError: a number is below 1, or `clusters` is another word than `auto`.
+            options: size and clusters.
         """
         super().__init__()
-        if isinstance(clusters, str) and clusters != "auto":
-            raise WsssError(f"bank.clusters={clusters}: give a number of clusters or 'auto'")
-        slots = max_clusters if isinstance(clusters, str) else clusters
-        for key, value in [
-            ("size", size),
-            ("max_clusters" if clusters == "auto" else "clusters", slots),
-            ("entries_per_cluster", entries_per_cluster),
-        ]:
-            if value < 1:
-                raise WsssError(f"bank.{key}={value}: give a number of at least 1")
-        self.size = size
-        self.clusters = clusters
-        self.entries_per_cluster = entries_per_cluster
+        options = options or BankSettings()
+        size, self.clusters = options.size, options.clusters
+        slots = options.max_clusters if options.clusters == "auto" else options.clusters
+        self.size, self.entries_per_cluster = size, options.entries_per_cluster
         self.register_buffer("entries", torch.zeros(num_classes, size, dim))
         self.register_buffer("count", torch.zeros(num_classes, dtype=torch.long))
         self.register_buffer("cursor", torch.zeros(num_classes, dtype=torch.long))
@@ -90,7 +68,15 @@ class PrototypeBank(nn.Module):
         Args:
             anchors: (P, d) float; stored detached, as float32.
             classes: (P,) int64, index 0..N-1 of each anchor's class.
+
+        Raises:
+            WsssError: an anchor is not finite.
         """
+        if not bool(torch.isfinite(anchors).all()):
+            raise WsssError(
+                "bank: an anchor is no number, the training has diverged: lower optimizer.lr and "
+                "optimizer.head_lr, or set training.gradient_clip_val"
+            )
         onehot = F.one_hot(classes, self.num_classes)
         total = onehot.sum(0)
         # Place of each anchor among those of its class in this push.

@@ -1,19 +1,20 @@
-"""Fills the support bank after every step and re-clusters it at the start of every epoch."""
+"""Fills the support bank after every step and clusters it at the start of every epoch."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from wsss.errors import WsssError
+from wsss.data.datamodule import WholeSet
 from wsss.methods.cpal.bank import PrototypeBank
+from wsss.run.progress import track
 
-RECLUSTER = ("epoch", "once", "never")
-REFILL = ("never", "epoch")
+if TYPE_CHECKING:
+    from wsss.methods.network import SeedNetwork
 
 
 class PrototypeBranch(Protocol):
@@ -26,6 +27,13 @@ class PrototypeBranch(Protocol):
         ...
 
 
+def world_and_rank() -> tuple[int, int]:
+    """Number of processes and which one this is."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1, 0
+    return torch.distributed.get_world_size(), torch.distributed.get_rank()
+
+
 def gather_anchors(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Rows of all processes, in rank order; every process must call it, also with no rows.
 
@@ -35,9 +43,45 @@ def gather_anchors(*tensors: Tensor) -> tuple[Tensor, ...]:
     Returns:
         Each of them, concatenated over the processes; unchanged in a single process.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if world_and_rank()[0] == 1:
         return tensors
     return tuple(torch.cat(gather_all_tensors(tensor)) for tensor in tensors)
+
+
+@torch.no_grad()
+def refill(network: SeedNetwork, images: WholeSet) -> None:
+    """Renew the bank with anchors of the training images under the current weights.
+
+    Whole images at scale 1 in the order of their list, shared among the processes; the bank does
+    not depend on their number. Class maps of the image alone, without its mirror.
+
+    Args:
+        network: host and branch.
+        images: samples with `images` (the first is looked at) and `label`.
+    """
+    branch: Any = network.branch
+    world, rank = world_and_rank()
+    mine = images.share(rank, world)
+    training = network.training
+    network.eval()
+    anchors = [branch.shift[:0]]
+    classes = [torch.zeros(0, dtype=torch.long, device=network.device)]
+    places = [classes[0]]
+    for place, sample in enumerate(track(mine.loader(), "refilling the bank", total=len(mine))):
+        label = sample["label"][None].to(network.device)
+        seen = network(sample["images"][0][None].to(network.device), label)
+        z, cam = branch.project(seen.features), network.host.general(seen)
+        found, index = branch.anchors(z, seen.features[-1], cam, label)
+        anchors.append(found)
+        classes.append(index)
+        places.append(torch.full_like(index, place * world + rank))
+    network.train(training)
+    found, index, place_of = gather_anchors(
+        torch.cat(anchors), torch.cat(classes), torch.cat(places)
+    )
+    order = place_of.argsort(stable=True)
+    branch.bank.clear()
+    branch.bank.push(found[order], index[order])
 
 
 class PrototypeCallback(pl.Callback):
@@ -51,32 +95,10 @@ class PrototypeCallback(pl.Callback):
         self,
         seed: int = 0,
         warmup_epochs: int = 1,
-        recluster: str = "epoch",
-        refill: str = "never",
+        recluster: Literal["epoch", "once", "never"] = "epoch",
+        refill: Literal["never", "epoch"] = "never",
     ) -> None:
-        """Keep the settings.
-
-        Args:
-            seed: epoch e clusters with seed + e.
-            warmup_epochs: first epoch (from 0) that clusters; before it the bank only fills.
-            recluster: "epoch" at the start of each epoch, "once" at the first one after the
-                warm-up, "never".
-            refill: "epoch" renews all entries with the current weights before each clustering, by
-                `pl_module.refill(datamodule)`; "never" lets old entries leave first in, first out.
-
-        Raises:
-            WsssError: a value makes no sense; the message names its key.
-        """
-        for key, value, choices in [
-            ("recluster", recluster, RECLUSTER),
-            ("refill", refill, REFILL),
-        ]:
-            if value not in choices:
-                raise WsssError(
-                    f"method.{key}={value} is unknown; choose one of {', '.join(choices)}"
-                )
-        if warmup_epochs < 0:
-            raise WsssError(f"method.warmup_epochs={warmup_epochs}: give 0 or more")
+        """Keep the settings, see `CPALSettings`; epoch e clusters with seed + e."""
         self.seed, self.warmup_epochs = seed, warmup_epochs
         self.recluster, self.refill = recluster, refill
 
@@ -85,14 +107,15 @@ class PrototypeCallback(pl.Callback):
         bank: PrototypeBank = pl_module.branch.bank  # type: ignore[union-attr, assignment]
         epoch, done = trainer.current_epoch, int(bank.clustered_epoch)
         # A run resumed within an epoch keeps the clusters that this epoch began with.
-        if self.recluster == "never" or epoch < self.warmup_epochs or done == epoch:
+        if epoch < self.warmup_epochs or done == epoch:
             return
-        if self.recluster == "once" and done >= 0:
+        if self.recluster != "epoch" and done >= 0:
             return
         if self.refill == "epoch":
-            pl_module.refill(trainer.datamodule)  # type: ignore[operator, attr-defined]
-        bank.recluster(self.seed + epoch)
-        bank.clustered_epoch.fill_(epoch)
+            refill(pl_module, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
+        if self.recluster != "never":
+            bank.recluster(self.seed + epoch)
+        bank.clustered_epoch.fill_(epoch)  # the warm-up is over, whatever was clustered
 
     def on_train_batch_end(
         self,

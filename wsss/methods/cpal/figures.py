@@ -21,11 +21,11 @@ from torch import Tensor
 
 from wsss.errors import WsssError
 from wsss.methods.cpal.bank import PrototypeBank
-from wsss.methods.cpal.branch import CPALBranch
+from wsss.methods.cpal.branch import CPAL as CPALBranch
 from wsss.methods.cpal.functional import distribution_shift, positiveness
 
 if TYPE_CHECKING:
-    from wsss.methods.cpal.module import CPAL, Observation
+    CPAL = Observation = Any
 
 PROTOTYPES_SHOWN = 4
 POINTS_PER_PAIR = 40

@@ -188,7 +188,7 @@ def prototype_aware_cam(
 
 
 def self_supervision_loss(
-    cam: Tensor, pacam: Tensor, valid: Tensor, answered: Tensor, reduction: str = "all"
+    cam: Tensor, pacam: Tensor, valid: Tensor, has_prototypes: Tensor, reduction: str = "all"
 ) -> Tensor:
     """L1 distance between CAM and PACAM (eq. 14).
 
@@ -197,16 +197,16 @@ def self_supervision_loss(
         pacam: the same of the prototypes.
         valid: (B, N+1, h, w), window times image label, 1 for the background (see
             `class_valid_mask`).
-        answered: (B, N+1) bool, channels that have a PACAM; the others contribute nothing.
+        has_prototypes: (B, N+1) bool, channels that have a PACAM; the others contribute nothing.
         reduction: `all` divides by all (N+1)·B channels, absent ones included; `present` by the
-            background and present-class channels that answered.
+            background and present-class channels that has_prototypes.
 
     Returns:
-        Scalar; 0 (with a gradient of 0) when nothing answered.
+        Scalar; 0 (with a gradient of 0) when nothing has_prototypes.
     """
-    counted = valid * answered[:, :, None, None].to(valid.dtype)
+    counted = valid * has_prototypes[:, :, None, None].to(valid.dtype)
     total = ((cam - pacam).abs() * counted).sum()
-    channels: Tensor | int = answered.numel()
+    channels: Tensor | int = has_prototypes.numel()
     if reduction == "present":
-        channels = ((valid.amax(dim=(2, 3)) > 0) & answered).sum().clamp(min=1)
+        channels = ((valid.amax(dim=(2, 3)) > 0) & has_prototypes).sum().clamp(min=1)
     return total / (channels * cam.shape[2] * cam.shape[3])

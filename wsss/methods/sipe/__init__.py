@@ -1,0 +1,1 @@
+"""SIPE: self-supervised image-specific prototype exploration."""

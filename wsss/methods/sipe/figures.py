@@ -18,7 +18,7 @@ from wsss.maps.functional import normalize_cam
 from wsss.maps.structure import structure_map
 
 if TYPE_CHECKING:
-    from wsss.methods.sipe.module import SIPE
+    SIPE = Any
 
 COLUMNS = ("image and pixel", "CAM", "seeds", "IS-CAM", "structure of the pixel")
 

@@ -75,7 +75,7 @@ def explore(
     maps: Tensor,
     structure: Tensor,
     feature: Tensor,
-    allowed: Tensor,
+    valid_mask: Tensor,
     attenuation: float = 0.5,
     seeds: str = "structure",
     seed_threshold: float = 0.3,
@@ -87,7 +87,7 @@ def explore(
         structure: u (B, C', h, w), the feature that defines the structure.
         feature: g (B, C, h, w), the feature of prototypes and IS-CAM; the only input that
             receives gradient.
-        allowed: where a class may be seed, broadcastable to (B, N+1, h, w).
+        valid_mask: where a class may be seed, broadcastable to (B, N+1, h, w).
         attenuation: factor on the background's score, see `locate_seeds`.
         seeds: "structure" (the method), "argmax" or "threshold" of the maps (ablations).
         seed_threshold: for seeds="threshold".
@@ -99,11 +99,11 @@ def explore(
         ValueError: `seeds` is none of SEED_CHOICES.
     """
     if seeds == "structure":
-        located = locate_seeds(structure_iou(structure, maps), allowed, attenuation)
+        located = locate_seeds(structure_iou(structure, maps), valid_mask, attenuation)
     elif seeds == "argmax":
-        located = locate_seeds(maps, allowed, attenuation)
+        located = locate_seeds(maps, valid_mask, attenuation)
     elif seeds == "threshold":
-        located = threshold_seeds(maps, allowed, seed_threshold)
+        located = threshold_seeds(maps, valid_mask, seed_threshold)
     else:
         raise ValueError(f"seeds={seeds!r}: expected one of {', '.join(SEED_CHOICES)}")
     prototypes = image_prototypes(located, feature)

@@ -1,0 +1,121 @@
+"""The Lightning shell around a host and a method: the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from wsss.data.datamodule import WholeSet
+from wsss.errors import WsssError
+from wsss.hosts.base import Host, Seen, groups
+from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
+from wsss.methods.base import Branch
+from wsss.run.callbacks import log_losses
+
+
+class SeedNetwork(pl.LightningModule):
+    """A network that learns from image labels and answers with class maps.
+
+    Args:
+        host: what makes class maps.
+        branch: the method on it; None: the host alone.
+        optimizer: how both learn.
+        memory_format: `channels_last` or `contiguous`; the layout of images and weights.
+
+    Attributes:
+        kinds: the kinds of map that `maps` gives, in order, the method's own last; the value says
+            whether the kind has a background channel of its own.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        branch: Branch | None,
+        optimizer: OptimizerSettings,
+        memory_format: str = "contiguous",
+    ) -> None:
+        super().__init__()
+        self.host, self.branch = host, branch
+        self.optimizer_options = optimizer
+        self.kinds = {**host.kinds, **(branch.kinds if branch else {})}
+        channels_last = memory_format == "channels_last"
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.layout)
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return self.host.trains or self.branch is not None
+
+    def forward(self, images: Tensor, label: Tensor) -> Seen:
+        """What the host sees in normalized images (B, 3, H, W) with image labels (B, N)."""
+        return self.host(images.contiguous(memory_format=self.layout), label)
+
+    def see_pair(self, image: Tensor, label: Tensor) -> tuple[Seen, Tensor]:
+        """An image (3, H, W) and its mirror image: what is seen, and the CAM M (1, N, h, w)."""
+        seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
+        return seen, self.host.general_pair(seen)
+
+    def maps(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Class maps of one image at one scale, of each of `kinds`, before fusion over scales.
+
+        Args:
+            image: (3, H, W), normalized.
+            label: (N,), 1 for present classes.
+
+        Returns:
+            (K, h, w) of the K present classes in ascending order, or (K+1, h, w) with the
+            background first where the kind has one.
+        """
+        if self.branch is None:
+            seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
+            return self.host.maps(seen, label)
+        seen, cam = self.see_pair(image, label)
+        own = self.branch.maps(seen, cam, label)
+        refined = {kind: self.host.refine(seen, values, label) for kind, values in own.items()}
+        return {**self.host.maps(seen, label), **refined}
+
+    def before_maps(self, images: WholeSet) -> None:
+        """Called once on every process before map making, with the training images."""
+        if self.branch is not None:
+            self.branch.before_maps(self, images)
+        self.host.folded()
+
+    def notes(self) -> dict[str, Any]:
+        """What the manifest of the maps should say about how they were made."""
+        return {**self.host.notes(), **(self.branch.notes() if self.branch else {})}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The callbacks of the method come with it."""
+        return self.branch.callbacks() if self.branch else []
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The sum of the host's and the method's loss terms; all are logged."""
+        seen = self(batch["image"], batch["label"])
+        losses: dict[str, Tensor] = {}
+        if self.host.trains:
+            weight = self.branch.host_weight if self.branch else 1.0
+            own = self.host.losses(seen, batch)
+            losses = own if weight == 1 else {name: weight * term for name, term in own.items()}
+        if self.branch is not None:
+            losses = {**losses, **self.branch.losses(seen, self.host.general(seen), batch)}
+        if not losses:  # a method in its warm-up on a host that learns nothing
+            losses = {"none": 0 * torch.stack([p.sum() for p in self.parameters()]).sum()}
+        return log_losses(self, losses, batch["image"].shape[0])
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule over all steps of this training."""
+        options = self.optimizer_options
+        found: list[dict[str, Any]] = []
+        if self.host.trains:
+            found += self.host.parameter_groups(options.lr, options.head_lr)
+        if self.branch is not None:
+            found += groups(("branch", self.branch.parameters(), options.head_lr))
+        if not self.learns:
+            raise WsssError("this host has nothing to learn without a method")
+        steps = int(self.trainer.estimated_stepping_batches)
+        return build_optimizer(found, options, steps, steps / max(self.trainer.max_epochs or 1, 1))
