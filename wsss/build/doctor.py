@@ -325,15 +325,14 @@ def check_outputs(outputs: Path) -> Iterator[Finding]:
         yield Finding("ok", "disk", text)
 
 
-def check_data(cfg: Any) -> Iterator[Finding]:
+def check_data(data: DataSettings) -> Iterator[Finding]:
     """The data set's root, and the images of the splits that the settings use."""
     from wsss.data.scenes import Scenes
-    from wsss.build.objects import build_image_set, plain
 
-    name, data = f"data={cfg.data.name}", plain(cfg.data)
+    name = f"data={data.name}"
     try:
-        image_set = build_image_set(cfg)
-        root = Path(data["root"]).expanduser()
+        image_set = data.image_set()
+        root = Path(data.root or "").expanduser()
         if isinstance(image_set, Scenes):
             if image_set.list_path(data.train_split) is None:
                 yield Finding("ok", name, f"{root} is generated when it is first used")
