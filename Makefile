@@ -26,10 +26,11 @@ demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prin
 test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -n logical --dist loadfile $(ARGS)
 
-lint: $(VENV)/.ready ## check style and types
+lint: $(VENV)/.ready ## check style, types and layers
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy wsss
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.ready ## rewrite the files in the project's style
 	$(RUN) -m ruff check --fix .

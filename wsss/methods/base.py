@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 
 from wsss.data.datamodule import Sample, WholeSet
-from wsss.hosts.base import Seen
+from wsss.hosts.base import Host, Seen
 
-if TYPE_CHECKING:
-    from wsss.methods.network import SeedNetwork
+
+class Network(Protocol):
+    """What a branch may ask of the shell around it, `wsss.methods.network.SeedNetwork`."""
+
+    host: Host
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    def __call__(self, images: Tensor, label: Tensor) -> Seen:
+        """What the host sees in normalized images (B, 3, H, W) with image labels (B, N)."""
+        ...
+
+    def see_pair(self, image: Tensor, label: Tensor) -> tuple[Seen, Tensor]:
+        """An image (3, H, W) and its mirror image: what is seen, and the CAM M (1, N, h, w)."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As `nn.Module.train`."""
+        ...
 
 
 class Branch(nn.Module):
@@ -74,7 +96,7 @@ class Branch(nn.Module):
         """Callbacks that a training needs."""
         return []
 
-    def before_maps(self, network: SeedNetwork, images: WholeSet) -> None:
+    def before_maps(self, network: Network, images: WholeSet) -> None:
         """Called once on every process before map making; state may be refreshed here.
 
         Args:
@@ -90,7 +112,7 @@ class Branch(nn.Module):
         """Draw what a training's `metrics.csv` shows into an existing folder; returns the files."""
         return []
 
-    def figures(self, network: SeedNetwork, samples: Sequence[Sample], folder: Path) -> list[Path]:
+    def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw the method's own figures into an existing folder; returns the files.
 
         Args:

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from wsss.errors import WsssError
 from wsss.methods.cpal.bank import PrototypeBank
+from wsss.methods.cpal.settings import BankSettings
+from wsss.settings import resolve
 
 
 def test_pushes_equal_a_deque_per_class():
     torch.manual_seed(0)
-    bank = PrototypeBank(num_classes=4, dim=2, size=5, clusters=2)
+    bank = PrototypeBank(num_classes=4, dim=2, options=BankSettings(size=5, clusters=2))
     expected: list[deque] = [deque(maxlen=5) for _ in range(4)]
     # Numbers of anchors below, at and far above the size of a class, and none at all.
     for number in [3, 0, 7, 1, 40, 2]:
@@ -36,7 +38,9 @@ def test_pushes_equal_a_deque_per_class():
 def test_one_push_equals_many():
     torch.manual_seed(1)
     anchors, classes = torch.randn(50, 3), torch.randint(0, 3, (50,))
-    whole, parts = (PrototypeBank(3, dim=3, size=6, clusters=2) for _ in range(2))
+    whole, parts = (
+        PrototypeBank(3, dim=3, options=BankSettings(size=6, clusters=2)) for _ in range(2)
+    )
     whole.push(anchors, classes)
     for start in range(0, 50, 7):
         parts.push(anchors[start : start + 7], classes[start : start + 7])
@@ -45,7 +49,7 @@ def test_one_push_equals_many():
 
 
 def test_entries_are_detached():
-    bank = PrototypeBank(1, dim=2, size=3, clusters=1)
+    bank = PrototypeBank(1, dim=2, options=BankSettings(size=3, clusters=1))
     bank.push(torch.ones(1, 2, requires_grad=True) * 2, torch.tensor([0]))
     assert not bank.entries.requires_grad
 
@@ -56,7 +60,7 @@ def test_context_prototypes_are_raw_means_of_direction_clusters():
     directions = F.normalize(torch.randn(3, 8), dim=1)
     which = torch.arange(30) % 3
     anchors = directions[which] * (0.5 + 20 * torch.rand(30, 1))
-    bank = PrototypeBank(2, dim=8, size=100, clusters=3)
+    bank = PrototypeBank(2, dim=8, options=BankSettings(size=100, clusters=3))
     bank.push(anchors, torch.zeros(30, dtype=torch.long))
     bank.recluster(seed=0)
     assert bank.cluster_count.tolist() == [3, 0]
@@ -69,7 +73,7 @@ def test_context_prototypes_are_raw_means_of_direction_clusters():
 
 
 def test_reclustering_forgets_clusters_that_the_bank_no_longer_fills():
-    bank = PrototypeBank(1, dim=2, size=10, clusters=4)
+    bank = PrototypeBank(1, dim=2, options=BankSettings(size=10, clusters=4))
     bank.push(torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
     bank.recluster(0)
     assert bank.cluster_count.item() == 4
@@ -82,7 +86,9 @@ def test_reclustering_forgets_clusters_that_the_bank_no_longer_fills():
 
 def test_automatic_number_of_clusters_follows_the_fill():
     bank = PrototypeBank(
-        4, dim=2, size=100, clusters="auto", max_clusters=4, entries_per_cluster=10
+        4,
+        dim=2,
+        options=BankSettings(size=100, clusters="auto", max_clusters=4, entries_per_cluster=10),
     )
     fill = [0, 3, 29, 100]
     for index, number in enumerate(fill):
@@ -93,10 +99,10 @@ def test_automatic_number_of_clusters_follows_the_fill():
 
 def test_state_dict_holds_everything():
     torch.manual_seed(3)
-    bank = PrototypeBank(3, dim=4, size=6, clusters=2)
+    bank = PrototypeBank(3, dim=4, options=BankSettings(size=6, clusters=2))
     bank.push(torch.randn(40, 4), torch.randint(0, 3, (40,)))
     bank.recluster(7)
-    other = PrototypeBank(3, dim=4, size=6, clusters=2)
+    other = PrototypeBank(3, dim=4, options=BankSettings(size=6, clusters=2))
     other.load_state_dict(bank.state_dict())
     anchors, classes = torch.randn(5, 4), torch.randint(0, 3, (5,))
     for one in (bank, other):
@@ -107,7 +113,7 @@ def test_state_dict_holds_everything():
 
 
 def test_statistics_of_a_known_bank():
-    bank = PrototypeBank(2, dim=2, size=10, clusters=2)
+    bank = PrototypeBank(2, dim=2, options=BankSettings(size=10, clusters=2))
     assert bank.statistics() == {
         "fill_mean": 0, "fill_min": 0, "cluster_size_mean": 0, "cluster_size_max": 0
     }  # fmt: skip
@@ -131,4 +137,12 @@ def test_statistics_of_a_known_bank():
 )
 def test_wrong_numbers_are_named(options, named):
     with pytest.raises(WsssError, match=named):
-        PrototypeBank(2, dim=2, **options)
+        resolve(BankSettings, options, "method.bank")
+
+
+def test_an_anchor_that_is_no_number_is_refused():
+    bank = PrototypeBank(2, dim=2, options=BankSettings(size=10, clusters=2))
+    anchors = torch.tensor([[1.0, 0], [float("nan"), 0]])
+    with pytest.raises(WsssError, match="diverged"):
+        bank.push(anchors, torch.zeros(2, dtype=torch.long))
+    assert int(bank.count.sum()) == 0

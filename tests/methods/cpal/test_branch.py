@@ -11,25 +11,28 @@ from torch import nn
 
 from wsss.errors import WsssError
 from wsss.maps.functional import normalize_cam
-from wsss.methods.cpal.branch import CPALBranch
+from wsss.methods.cpal.branch import CPAL
+from wsss.methods.cpal.settings import CPALSettings
+from wsss.settings import resolve
 
 N, CHANNELS, DIM = 4, (6, 8), 5
 LABEL = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]])
 
 
-def make_branch(**options) -> CPALBranch:
+def make_branch(**options) -> CPAL:
     torch.manual_seed(0)
     bank = {"size": 20, "clusters": 4, **options.pop("bank", {})}
     options = {"projection_dim": DIM, "side_channels": (3, 4), "neighbours": 2, **options}
-    return CPALBranch(CHANNELS, N, bank=bank, **options)
+    return CPAL(resolve(CPALSettings, {**options, "bank": bank}, "method"), CHANNELS, N)
 
 
-def fill(branch: CPALBranch, classes=(0, 1, 2), per_class: int = 12) -> None:
+def fill(branch: CPAL, classes=(0, 1, 2), per_class: int = 12) -> None:
     generator = torch.Generator().manual_seed(7)
     index = torch.tensor(classes).repeat_interleave(per_class)
     anchors = torch.randn(len(index), branch.shift.shape[1], generator=generator)
     branch.bank.push(anchors + 0.3 * index[:, None], index)
     branch.bank.recluster(0)
+    branch.bank.clustered_epoch.fill_(1)
 
 
 @pytest.fixture
@@ -46,53 +49,176 @@ def cosine(a, b) -> float:
     return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def slow_pacam(branch: CPALBranch, features, cam, valid) -> tuple[np.ndarray, float]:
-    """Equations 4 to 14 with the default options, written as they are read."""
-    weight = branch.projection[0].weight.detach()[:, :, 0, 0].numpy()
-    z = np.einsum("dc,bchw->bdhw", weight, features[-1].numpy())
+def slow_z(branch: CPAL, features) -> np.ndarray:
+    """Projected features; both feature maps have the working grid already."""
+    sides = []
+    for head, feature in zip(branch.projection, features[-len(branch.projection) :], strict=True):
+        weight = head.weight.detach()[:, :, 0, 0].numpy()
+        sides.append(np.einsum("dc,bchw->bdhw", weight, feature.detach().numpy()))
+    if branch.options.features == "layer4":
+        return sides[0]
+    return np.concatenate([s / (np.linalg.norm(s, axis=1, keepdims=True) + 1e-5) for s in sides], 1)
+
+
+def slow_mask(branch: CPAL, full, feature, window, present) -> np.ndarray:
+    """Weights of the positions of each anchor (N+1, h, w), background first (eq. 4)."""
+    options, (h, w) = branch.options, window.shape
+    valid = np.stack([window, *(window * y for y in present)])
+    if options.anchor != "seeds":
+        mask = np.zeros_like(full)
+        mask[0] = (full[0] > full[1:].max(0)) * window
+        mask[1:] = (full[1:] > options.tau) * valid[1:]
+        return (
+            mask * np.where(np.arange(N + 1)[:, None, None], full, 1)
+            if (options.anchor == "soft")
+            else mask
+        )
+    maps, mask = full * valid, np.zeros_like(full)
+    for y in range(h):
+        for x in range(w):
+            structure = np.array(
+                [
+                    [max(0.0, cosine(feature[:, y, x], feature[:, v, u])) for u in range(w)]
+                    for v in range(h)
+                ]
+            )
+            ious = []
+            for n in range(N + 1):
+                inter = (structure * maps[n]).sum()
+                ious.append(inter / (structure.sum() + maps[n].sum() - inter))
+            ious[0] *= options.seed_attenuation
+            best = int(np.argmax(ious))
+            mask[best, y, x] = valid[best, y, x]
+    return mask
+
+
+def slow_response(options, z, anchor, candidates, shift) -> np.ndarray:
+    """Eq. 6, 7 and 13 for one image and class, (h, w), not normalized."""
+    moved = z + shift[:, None, None] if options.alignment in ("pixel", "both") else z
+    query = anchor + shift if options.alignment in ("anchor", "both") else anchor
+    count = len(candidates) if options.neighbours == "all" else options.neighbours
+    nearest = sorted(candidates, key=lambda p: -cosine(query, p))[:count]
+    weight = [1.0] * len(nearest)
+    if options.positiveness:
+        similar = {
+            "dot": lambda p: float(query @ p),
+            "cosine": lambda p: cosine(query, p),
+            "l1": lambda p: -float(abs(query - p).sum()),
+            "l2": lambda p: -math.sqrt(((query - p) ** 2).sum()),
+        }[options.similarity]
+        divisor = options.temperature or math.sqrt(len(query))
+        score = [math.exp(similar(p) / divisor) for p in nearest]
+        weight = [s / sum(score) for s in score]
+    result = np.zeros(z.shape[1:])
+    for y in range(z.shape[1]):
+        for x in range(z.shape[2]):
+            cos = [cosine(moved[:, y, x], p) for p in nearest]
+            pairs = list(zip(weight, cos, strict=True))
+            if options.aggregation == "sum":
+                result[y, x] = max(0.0, sum(w * c for w, c in pairs) / sum(weight))
+            elif options.aggregation == "relu":
+                result[y, x] = sum(w * max(0.0, c) for w, c in pairs) / sum(weight)
+            else:
+                result[y, x] = max(w * max(0.0, c) for w, c in pairs) / max(weight)
+    return result
+
+
+def slow_pacam(branch: CPAL, features, cam, valid) -> tuple[np.ndarray, float]:
+    """Equations 4 to 14 with any options, written as they are read."""
+    options, bank = branch.options, branch.bank
+    z = slow_z(branch, features)
     window = valid[:, ::16, ::16].numpy()
-    cam, bank = cam.detach().numpy(), branch.bank
+    cam = cam.detach().numpy()
+    full = np.concatenate([1 - cam.max(1, keepdims=True), cam], 1)
+    feature = features[-1].detach().numpy()
     anchors = {}
     for b in range(3):
-        for n in range(N):
-            mask = (cam[b, n] > branch.tau) & (window[b] == 1)
-            if LABEL[b, n] == 1 and mask.any():
-                anchors[b, n] = z[b][:, mask].mean(1)
+        mask = slow_mask(branch, full[b], feature[b], window[b], LABEL[b].numpy())
+        for channel in range(N + 1):
+            if (channel or options.background != "complement") and mask[channel].sum() > 0:
+                share = mask[channel] / mask[channel].sum()
+                anchors[b, (channel - 1) % (N + 1)] = (z[b] * share).sum((1, 2))
+    # A present class shows its CAM until prototypes answer.
     pacam = np.zeros((3, N + 1, 4, 6))
-    answered = np.zeros((3, N + 1), dtype=bool)
-    for b, n in anchors:
-        if bank.cluster_count[n] == 0:
-            pacam[b, n + 1] = cam[b, n] * window[b]
+    pacam[:, 1:] = cam * window[:, None] * LABEL.numpy()[..., None, None]
+    has = np.zeros((3, N + 1), dtype=bool)
+    for (b, n), anchor in anchors.items():
+        if n == N and options.background == "prototype":
             continue
         entries = bank.entries[n, : int(bank.count[n])].numpy()
-        of_class = [anchors[pair] for pair in anchors if pair[1] == n]
-        shift = entries.mean(0) - np.mean(of_class, axis=0)
         context = bank.context[n, : int(bank.cluster_count[n])].numpy()
-        nearest = sorted(context, key=lambda p: -cosine(anchors[b, n], p))[: branch.neighbours]
-        score = [math.exp(float(anchors[b, n] @ p) / math.sqrt(DIM)) for p in nearest]
-        for y in range(4):
-            for x in range(6):
-                total = sum(
-                    w * cosine(z[b, :, y, x] + shift, p)
-                    for w, p in zip(score, nearest, strict=True)
-                )
-                pacam[b, n + 1, y, x] = max(0.0, total / sum(score))
-        pacam[b, n + 1] /= pacam[b, n + 1].max() + 1e-5
-        answered[b, n + 1] = answered[b, 0] = True
-    pacam[:, 0] = 1 - pacam[:, 1:].max(1)
-    loss = 0.0
+        able = {"context": len(context), "mean": len(entries), "anchor": 1}[options.prototypes]
+        if not able:
+            continue
+        of_class = [anchors[pair] for pair in anchors if pair[1] == n]
+        shift = np.zeros(len(anchor))
+        if len(entries) and options.alignment != "off":
+            shift = entries.mean(0) - np.mean(of_class, axis=0)
+        candidates = {"context": list(context), "anchor": [anchor]}.get(options.prototypes)
+        candidates = [entries.mean(0)] if candidates is None else candidates
+        if options.own_prototype:
+            candidates = [*candidates, anchor]
+        response = slow_response(options, z[b], anchor, candidates, shift)
+        channel = (n + 1) % (N + 1)
+        pacam[b, channel] = response / (response.max() + 1e-5)
+        has[b, channel] = True
+    complement = 1 - pacam[:, 1:].max(1)
     for b in range(3):
-        full = np.concatenate([1 - cam[b].max(0, keepdims=True), cam[b]])
-        for channel in range(N + 1):
-            if answered[b, channel]:
-                loss += (abs(full[channel] - pacam[b, channel]) * window[b]).sum()
-    return pacam, loss / (3 * (N + 1) * 24)
+        if options.background == "prototype" and (b, N) in anchors:
+            response = np.array(
+                [
+                    [max(0.0, cosine(z[b, :, y, x], anchors[b, N])) for x in range(6)]
+                    for y in range(4)
+                ]
+            )
+            pacam[b, 0] = response / (response.max() + 1e-5)
+        elif not has[b, 0]:
+            pacam[b, 0] = complement[b]
+        has[b, 0] = has[b, 1:].any()
+    valid_mask = (
+        window[:, None] * np.concatenate([np.ones((3, 1)), LABEL.numpy()], 1)[..., None, None]
+    )
+    loss = (abs(full - pacam) * valid_mask * has[..., None, None]).sum()
+    channels = int(has.sum()) if options.reduction == "present" else 3 * (N + 1)
+    return pacam, loss / (channels * 24)
 
 
-def test_pacam_and_loss_against_loops(batch):
+OPTIONS = [
+    {},
+    {"features": "hierarchical"},
+    {"anchor": "soft"},
+    {"anchor": "seeds"},
+    {"anchor": "seeds", "seed_attenuation": 0.6},
+    {"prototypes": "mean"},
+    {"prototypes": "anchor"},
+    {"own_prototype": True, "neighbours": "all"},
+    {"own_prototype": True, "prototypes": "mean"},
+    {"neighbours": 1},
+    {"positiveness": False},
+    {"similarity": "cosine"},
+    {"similarity": "l1"},
+    {"similarity": "l2"},
+    {"temperature": 0.1},
+    {"gamma": 3.0},
+    {"alignment": "anchor"},
+    {"alignment": "both"},
+    {"alignment": "off"},
+    {"aggregation": "relu"},
+    {"aggregation": "max"},
+    {"background": "prototype"},
+    {"background": "prototype", "anchor": "seeds"},
+    {"background": "bank"},
+    {"bank": {"clusters": "auto", "max_clusters": 3, "entries_per_cluster": 6}},
+    {"tau": 0.5},
+    {"reduction": "present"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_reading_against_loops(batch, options):
     features, cam, valid = batch
-    branch = make_branch()
-    fill(branch)
+    branch = make_branch(**options)
+    fill(branch, (0, 1, 2, 4) if options.get("background") == "bank" else (0, 1, 2))
     expected, loss = slow_pacam(branch, features, cam, valid)
     answer = branch(features, cam, LABEL, valid)
     window = valid[:, None, ::16, ::16]
@@ -100,12 +226,31 @@ def test_pacam_and_loss_against_loops(batch):
         answer.pacam * window, torch.from_numpy(expected).float() * window, atol=1e-4, rtol=1e-4
     )
     assert float(answer.loss.detach()) == pytest.approx(loss, rel=1e-4)
+    answer.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in branch.parameters())
+
+
+def test_channels_with_prototypes(batch):
+    branch = make_branch()
+    fill(branch)
     # Class index 3 is present in image 2 but has no context prototypes.
-    assert answer.answered.tolist() == [
+    features, cam, valid = batch
+    assert branch(features, cam, LABEL, valid).has_prototypes.tolist() == [
         [True, True, False, True, False],
         [True, False, True, False, False],
         [True, True, False, False, False],
     ]
+
+
+@pytest.mark.parametrize("prototypes", ["mean", "anchor"])
+def test_what_needs_no_clusters_supervises_without_them(batch, prototypes):
+    features, cam, valid = batch
+    branch = make_branch(prototypes=prototypes, recluster="never")
+    fill(branch)
+    branch.bank.cluster_count.zero_()
+    assert float(branch(features, cam, LABEL, valid).loss.detach()) > 0
+    branch.bank.clustered_epoch.fill_(-1)  # as in the warm-up
+    assert float(branch(features, cam, LABEL, valid).loss.detach()) == 0
 
 
 class ToyHost(nn.Module):
@@ -175,7 +320,7 @@ def test_absent_classes_stay_untouched(batch):
     answer = branch(features, source, LABEL, valid)
     absent = LABEL == 0
     assert (answer.pacam[:, 1:][absent] == 0).all()
-    assert not answer.answered[:, 1:][absent].any()
+    assert not answer.has_prototypes[:, 1:][absent].any()
     anchors, classes = branch.take_anchors()
     assert len(anchors) == int(LABEL.sum())
     assert sorted(classes.tolist()) == [0, 0, 1, 2, 3]
@@ -187,7 +332,7 @@ def test_an_empty_bank_contributes_nothing(batch):
     for background in ("complement", "prototype", "bank"):
         branch = make_branch(background=background)
         answer = branch(features, source, LABEL, valid)
-        assert float(answer.loss.detach()) == 0 and not answer.answered.any()
+        assert float(answer.loss.detach()) == 0 and not answer.has_prototypes.any()
         answer.loss.backward()
         assert (source.grad == 0).all()
 
@@ -245,11 +390,10 @@ def test_test_time_alignment(batch):
         fill(branch)
         branch.shift.copy_(torch.randn(branch.shift.shape, generator=torch.Generator()))
         z = branch.project(features)
-        return branch.predict(z, cam, LABEL, features[-1]).pacam
+        return branch.predict(z, features[-1], cam, LABEL).pacam
 
     off, ema, batchwise = maps("off"), maps("ema"), maps("batch")
     assert not torch.allclose(off, ema) and not torch.allclose(off, batchwise)
-    torch.testing.assert_close(off, maps(False))
     assert not torch.allclose(ema, maps("ema", training="anchor"))
 
 
@@ -257,82 +401,11 @@ def test_at_test_time_a_class_without_prototypes_shows_its_cam(batch):
     features, cam, _ = batch
     branch = make_branch()
     fill(branch)
-    answer = branch.predict(branch.project(features), cam, LABEL, features[-1])
+    answer = branch.predict(branch.project(features), features[-1], cam, LABEL)
     torch.testing.assert_close(answer.pacam[2, 4], cam[2, 3])
     assert not torch.allclose(answer.pacam[2, 1], cam[2, 0])
     assert (answer.pacam[:, 1:][LABEL == 0] == 0).all()
     torch.testing.assert_close(answer.pacam[:, 0], 1 - answer.pacam[:, 1:].amax(1))
-
-
-OPTIONS = [
-    {"features": "hierarchical"},
-    {"anchor": "soft"},
-    {"anchor": "seeds"},
-    {"prototypes": "mean"},
-    {"prototypes": "anchor"},
-    {"own_prototype": True, "neighbours": "all"},
-    {"neighbours": 1},
-    {"positiveness": False},
-    {"similarity": "cosine"},
-    {"similarity": "l1"},
-    {"similarity": "l2"},
-    {"temperature": 0.1},
-    {"alignment": "anchor"},
-    {"alignment": "both"},
-    {"alignment": "off"},
-    {"aggregation": "relu"},
-    {"aggregation": "max"},
-    {"background": "prototype"},
-    {"background": "bank"},
-    {"bank": {"clusters": "auto", "max_clusters": 3, "entries_per_cluster": 6}},
-    {"tau": 0.5},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_reading_trains_and_differs_from_the_default(batch, options):
-    features, cam, valid = batch
-
-    def run(**given):
-        branch = make_branch(**given)
-        classes = (0, 1, 2, 4) if given.get("background") == "bank" else (0, 1, 2)
-        fill(branch, classes)
-        answer = branch(features, cam, LABEL, valid)
-        answer.loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in branch.parameters())
-        branch.bank.push(*branch.take_anchors())
-        assert answer.pacam.min() >= 0 and answer.pacam.max() <= 1
-        return answer.pacam.detach()
-
-    assert not torch.allclose(run(), run(**options), atol=1e-4)
-
-
-def test_reduction_over_present_channels(batch):
-    features, cam, valid = batch
-    losses = []
-    for reduction in ("all", "present"):
-        branch = make_branch(reduction=reduction)
-        fill(branch)
-        losses.append(float(branch(features, cam, LABEL, valid).loss.detach()))
-    # 7 of 15 channels answer: images 0, 1, 2 with 2, 1, 1 classes and their backgrounds.
-    assert losses[1] == pytest.approx(losses[0] * 15 / 7, rel=1e-5)
-
-
-def test_image_specific_background_prototype_against_a_loop(batch):
-    features, cam, valid = batch
-    branch = make_branch(background="prototype")
-    fill(branch)
-    answer = branch(features, cam, LABEL, valid)
-    z = branch.project(features).detach().numpy()
-    full = np.concatenate([1 - cam.numpy().max(1, keepdims=True), cam.numpy()], 1)
-    for b in range(3):
-        mask = (full[b].argmax(0) == 0) & (valid[b, ::16, ::16].numpy() == 1)
-        prototype = z[b][:, mask].mean(1)
-        expected = np.array(
-            [[max(0.0, cosine(z[b, :, y, x], prototype)) for x in range(6)] for y in range(4)]
-        )
-        expected /= expected.max() + 1e-5
-        np.testing.assert_allclose(answer.pacam[b, 0].detach(), expected, atol=1e-4)
 
 
 def test_background_bank_is_one_more_class(batch):
@@ -344,11 +417,11 @@ def test_background_bank_is_one_more_class(batch):
     branch.bank.push(anchors, classes)
     branch.bank.recluster(0)
     answer = branch(features, cam, LABEL, valid)
-    assert answer.answered[:, 0].all()
+    assert answer.has_prototypes[:, 0].all()
     assert not torch.allclose(answer.pacam[:, 0], 1 - answer.pacam[:, 1:].amax(1))
 
 
-def seeds_branch(**test) -> CPALBranch:
+def seeds_branch(**test) -> CPAL:
     branch = make_branch(features="hierarchical", anchor="seeds", background="prototype", test=test)
     fill(branch)
     return branch.eval()
@@ -358,10 +431,10 @@ def test_structure_from_z_is_structure_from_f_when_f_is_z(batch):
     features, cam, _ = batch
     of_f, of_z = seeds_branch(), seeds_branch(structure="z")
     z = of_f.project(features)
-    expected = of_f.predict(z, cam, LABEL, structure=z)
-    got = of_z.predict(z, cam, LABEL, structure=features[-1])
+    expected = of_f.predict(z, z, cam, LABEL)
+    got = of_z.predict(z, features[-1], cam, LABEL)
     torch.testing.assert_close(got.pacam, expected.pacam)
-    other = of_f.predict(z, cam, LABEL, structure=features[-1])
+    other = of_f.predict(z, features[-1], cam, LABEL)
     assert not torch.allclose(other.pacam, expected.pacam)
 
 
@@ -369,12 +442,12 @@ def test_background_over_present_classes_does_not_see_absent_ones(batch):
     features, cam, _ = batch
     branch = seeds_branch(background_classes="present")
     z = branch.project(features)
-    expected = branch.predict(z, cam, LABEL, features[-1]).pacam
+    expected = branch.predict(z, features[-1], cam, LABEL).pacam
     loud = torch.where(LABEL[:, :, None, None] > 0, cam, torch.ones_like(cam))
-    torch.testing.assert_close(branch.predict(z, loud, LABEL, features[-1]).pacam, expected)
+    torch.testing.assert_close(branch.predict(z, features[-1], loud, LABEL).pacam, expected)
     over_all = seeds_branch()
-    quiet_maps = over_all.predict(z, cam, LABEL, features[-1]).pacam
-    loud_maps = over_all.predict(z, loud, LABEL, features[-1]).pacam
+    quiet_maps = over_all.predict(z, features[-1], cam, LABEL).pacam
+    loud_maps = over_all.predict(z, features[-1], loud, LABEL).pacam
     assert not torch.allclose(quiet_maps, loud_maps)
 
 
@@ -410,6 +483,9 @@ def test_class_maps_of_another_grid_are_resized(batch):
         ({"tau": 1.0}, "method.tau=1.0"),
         ({"gamma": 0.0}, "method.gamma=0.0"),
         ({"features": "hierarchical", "side_channels": (1, 2, 3)}, "method.side_channels"),
+        ({"recluster": "never"}, "method.recluster=never"),
+        ({"warmup_epochs": -1}, "method.warmup_epochs=-1"),
+        ({"refill": "always"}, "method.refill=always"),
     ],
 )
 def test_wrong_options_are_named(options, named):

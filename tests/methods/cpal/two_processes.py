@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import torch
 
-from wsss.methods.cpal.branch import CPALBranch
+from wsss.methods.cpal.branch import CPAL
 from wsss.methods.cpal.callback import PrototypeCallback
+from wsss.methods.cpal.settings import BankSettings, CPALSettings
 
 N, CHANNELS, IMAGES = 3, 6, 4
 
@@ -39,9 +40,8 @@ def main(rank: int, world: int, folder: Path) -> None:
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
         )
     torch.manual_seed(0)
-    branch = CPALBranch(
-        (CHANNELS,), N, projection_dim=5, neighbours=2, bank={"size": 7, "clusters": 3}
-    )
+    bank = BankSettings(size=7, clusters=3)
+    branch = CPAL(CPALSettings(projection_dim=5, neighbours=2, bank=bank), (CHANNELS,), N)
     callback = PrototypeCallback(seed=4, warmup_epochs=1)
     module = SimpleNamespace(branch=branch)
     mine = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)

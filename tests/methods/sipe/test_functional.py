@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wsss.maps.functional import add_background, class_valid_mask, normalize_cam
+from wsss.maps import structure
 from wsss.methods.sipe import functional as sipe
 
 
@@ -103,12 +104,12 @@ def case() -> Case:
 
 
 def test_structure_iou_equals_the_loop_over_pairs_of_pixels(case: Case) -> None:
-    ours = sipe.structure_iou(case.structure, case.maps)
+    ours = structure.structure_iou(case.structure, case.maps)
     np.testing.assert_allclose(ours, loop_iou(case.structure, case.maps), atol=2e-5)
 
 
 def test_structure_map_is_symmetric_with_ones_on_the_diagonal(case: Case) -> None:
-    structure = sipe.structure_map(case.structure)
+    structure = structure.structure_map(case.structure)
     torch.testing.assert_close(structure, structure.transpose(1, 2))
     diagonal = structure.diagonal(dim1=1, dim2=2)
     expected = torch.ones_like(diagonal)
@@ -122,31 +123,31 @@ def test_structure_iou_of_two_flat_regions_is_exact() -> None:
     feature = torch.tensor([[[[1.0, 1, 1, 0]], [[0, 0, 0, 1.0]]]])
     maps = torch.tensor([[[[0.0, 0, 0, 1]], [[1.0, 1, 1, 0]]]])
     expected = torch.tensor([[[[0.0, 0, 0, 1]], [[1.0, 1, 1, 0]]]])
-    torch.testing.assert_close(sipe.structure_iou(feature, maps), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(structure.structure_iou(feature, maps), expected, atol=1e-4, rtol=0)
 
 
 def test_empty_maps_and_dead_pixels_score_zero_and_never_nan() -> None:
-    iou = sipe.structure_iou(torch.zeros(1, 3, 2, 3), torch.zeros(1, 2, 2, 3))
+    iou = structure.structure_iou(torch.zeros(1, 3, 2, 3), torch.zeros(1, 2, 2, 3))
     assert torch.equal(iou, torch.zeros(1, 2, 2, 3))
 
 
 @pytest.mark.parametrize("attenuation", [0.0, 0.5, 1.0])
 def test_seeds_equal_the_loop(case: Case, attenuation: float) -> None:
     scores = torch.rand(3, 5, 5, 7, generator=torch.Generator().manual_seed(0))
-    ours = sipe.locate_seeds(scores, case.mask, attenuation)
+    ours = structure.locate_seeds(scores, case.mask, attenuation)
     np.testing.assert_array_equal(ours, loop_seeds(scores.numpy(), case.mask.numpy(), attenuation))
 
 
 def test_a_pixel_won_by_an_absent_class_is_no_seed(case: Case) -> None:
     scores = torch.zeros(3, 5, 5, 7)
     scores[:, 2] = 1.0  # class 2 is in the second image only
-    seeds = sipe.locate_seeds(scores, case.mask)
+    seeds = structure.locate_seeds(scores, case.mask)
     assert seeds[0].sum() == 0 and seeds[2].sum() == 0
     assert torch.equal(seeds[1, 2], case.mask[1, 0])
 
 
 def test_padding_holds_no_seed(case: Case) -> None:
-    seeds = sipe.locate_seeds(sipe.structure_iou(case.structure, case.maps), case.mask)
+    seeds = structure.locate_seeds(structure.structure_iou(case.structure, case.maps), case.mask)
     padding = case.mask[:, :1] == 0
     assert padding.any()
     assert seeds[padding.expand_as(seeds)].sum() == 0
@@ -155,12 +156,12 @@ def test_padding_holds_no_seed(case: Case) -> None:
 def test_a_lower_attenuation_gives_the_background_fewer_pixels() -> None:
     scores = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     everywhere = torch.ones(1, 3, 20, 20)
-    shares = [sipe.locate_seeds(scores, everywhere, a)[:, 0].mean() for a in (0.25, 0.5, 1.0)]
+    shares = [structure.locate_seeds(scores, everywhere, a)[:, 0].mean() for a in (0.25, 0.5, 1.0)]
     assert shares[0] < shares[1] < shares[2]
 
 
 def test_threshold_seeds_are_the_largest_foreground_above_it(case: Case) -> None:
-    seeds = sipe.threshold_seeds(case.maps, case.mask, 0.4)
+    seeds = structure.threshold_seeds(case.maps, case.mask, 0.4)
     maps, mask = case.maps.numpy(), case.mask.numpy()
     for b, y, x in np.ndindex(3, 5, 7):
         best = 1 + int(maps[b, 1:, y, x].argmax())
@@ -170,7 +171,7 @@ def test_threshold_seeds_are_the_largest_foreground_above_it(case: Case) -> None
 
 
 def test_prototypes_are_directions_of_the_centroids(case: Case) -> None:
-    seeds = sipe.locate_seeds(case.maps, case.mask)
+    seeds = structure.locate_seeds(case.maps, case.mask)
     prototypes = sipe.image_prototypes(seeds, case.feature)
     for b in range(3):
         for n in range(5):
@@ -192,7 +193,7 @@ def test_exploration_equals_the_loops(case: Case, choice: str) -> None:
     elif choice == "argmax":
         expected = loop_seeds(case.maps.double().numpy(), case.mask.numpy(), 0.5)
     else:
-        expected = sipe.threshold_seeds(case.maps, case.mask, 0.4).numpy()
+        expected = structure.threshold_seeds(case.maps, case.mask, 0.4).numpy()
     np.testing.assert_array_equal(found.seeds, expected)
     np.testing.assert_allclose(found.is_cam, loop_is_cam(expected, case.feature), atol=1e-4)
 
@@ -220,7 +221,7 @@ def test_hierarchical_feature_gives_every_stage_the_same_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     fine = 100 * torch.randn(2, 3, 10, 14, generator=generator)
     coarse = 0.01 * torch.randn(2, 5, 5, 7, generator=generator)
-    feature = sipe.hierarchical_feature([fine, coarse], (5, 7))
+    feature = structure.hierarchical_feature([fine, coarse], (5, 7))
     assert feature.shape == (2, 8, 5, 7)
     unit = coarse / (coarse.norm(dim=1, keepdim=True) + 1e-5)
     torch.testing.assert_close(feature[:, 3:], unit)

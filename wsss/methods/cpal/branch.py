@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +26,7 @@ from wsss.maps.functional import (
     resize_maps,
 )
 from wsss.maps.structure import hierarchical_feature, locate_seeds, structure_iou
-from wsss.methods.base import Branch
+from wsss.methods.base import Branch, Network
 from wsss.methods.cpal.bank import PrototypeBank
 from wsss.methods.cpal.callback import PrototypeCallback, refill
 from wsss.methods.cpal.functional import (
@@ -41,9 +41,6 @@ from wsss.methods.cpal.functional import (
 )
 from wsss.methods.cpal.settings import CPALSettings
 from wsss.methods.sipe.branch import side_convolutions
-
-if TYPE_CHECKING:
-    from wsss.methods.network import SeedNetwork
 
 
 class BranchOutput(NamedTuple):
@@ -120,7 +117,7 @@ class CPAL(Branch):
         return {"pacam": self.predict(*self.observe(seen), cam, label[None]).pacam[0, kept]}
 
     def observe(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """z (1, d, h, w) and f (1, C, h', w') of an image and its mirror image, averaged.
+        """Z (1, d, h, w) and f (1, C, h', w') of an image and its mirror image, averaged.
 
         Averaging keeps the length of z what it was in training, which the dot product of eq. 7
         depends on.
@@ -133,10 +130,10 @@ class CPAL(Branch):
         o = self.options
         return [PrototypeCallback(self.seed, o.warmup_epochs, o.recluster, o.refill)]
 
-    def before_maps(self, network: SeedNetwork, images: WholeSet) -> None:
+    def before_maps(self, network: Network, images: WholeSet) -> None:
         """Refill and cluster the bank with the final weights, where `test.refresh_bank` asks."""
         if self.options.test.refresh_bank:
-            refill(network, images)
+            refill(network, self, images)
             self.bank.recluster(self.seed)
 
     def notes(self) -> dict[str, Any]:
@@ -153,7 +150,7 @@ class CPAL(Branch):
 
         return [draw_bank_history(metrics, folder / "bank_history.png")]
 
-    def figures(self, network: SeedNetwork, samples: Sequence[Sample], folder: Path) -> list[Path]:
+    def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw the figures of the paper for these samples, see `figures.draw`."""
         from wsss.methods.cpal.figures import draw
 

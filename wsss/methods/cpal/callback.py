@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -10,11 +10,9 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from wsss.data.datamodule import WholeSet
+from wsss.methods.base import Network
 from wsss.methods.cpal.bank import PrototypeBank
 from wsss.run.progress import track
-
-if TYPE_CHECKING:
-    from wsss.methods.network import SeedNetwork
 
 
 class PrototypeBranch(Protocol):
@@ -49,7 +47,7 @@ def gather_anchors(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def refill(network: SeedNetwork, images: WholeSet) -> None:
+def refill(network: Network, branch: Any, images: WholeSet) -> None:
     """Renew the bank with anchors of the training images under the current weights.
 
     Whole images at scale 1 in the order of their list, shared among the processes; the bank does
@@ -57,13 +55,13 @@ def refill(network: SeedNetwork, images: WholeSet) -> None:
 
     Args:
         network: host and branch.
+        branch: the branch, with `project`, `anchors`, `shift` and `bank`.
         images: samples with `images` (the first is looked at) and `label`.
     """
-    branch: Any = network.branch
     world, rank = world_and_rank()
     mine = images.share(rank, world)
     training = network.training
-    network.eval()
+    network.train(False)
     anchors = [branch.shift[:0]]
     classes = [torch.zeros(0, dtype=torch.long, device=network.device)]
     places = [classes[0]]
@@ -112,7 +110,7 @@ class PrototypeCallback(pl.Callback):
         if self.recluster != "epoch" and done >= 0:
             return
         if self.refill == "epoch":
-            refill(pl_module, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
+            refill(pl_module, pl_module.branch, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
         if self.recluster != "never":
             bank.recluster(self.seed + epoch)
         bank.clustered_epoch.fill_(epoch)  # the warm-up is over, whatever was clustered

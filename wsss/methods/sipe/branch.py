@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,9 @@ from wsss.errors import WsssError
 from wsss.hosts.base import Seen, add_mirror
 from wsss.maps.functional import add_background, class_valid_mask, normalize_cam, resize_maps
 from wsss.maps.structure import hierarchical_feature
-from wsss.methods.base import Branch
+from wsss.methods.base import Branch, Network
 from wsss.methods.sipe.functional import Exploration, estimate_background, explore, gsc_loss
 from wsss.settings import Count, NotNegative, Share, settings
-
-if TYPE_CHECKING:
-    from wsss.methods.network import SeedNetwork
 
 Classes = Literal["all", "present"]
 
@@ -179,7 +176,7 @@ class SIPE(Branch):
         )
         return Explored(maps, structure, found)
 
-    def figures(self, network: SeedNetwork, samples: Sequence[Sample], folder: Path) -> list[Path]:
+    def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw CAM, seeds, IS-CAM and structure maps of the samples, see `figures.draw`."""
         from wsss.methods.sipe.figures import draw
 

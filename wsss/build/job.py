@@ -1,0 +1,163 @@
+"""One stage at work: how it begins, tells of itself and ends is the same for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from wsss.build.settings import Settings, plain
+from wsss.data.base import ImageSet
+from wsss.files import flatten, write_json
+from wsss.run.folder import StageFolder, revision
+from wsss.run.process import is_main_process, relative, say
+from wsss.run.progress import duration
+from wsss.show.dashboard import show_facts, show_scores
+from wsss.show.sheets import Drawing, draw_sheet
+
+METRICS = "metrics.json"
+SHEET = "contact_sheet.png"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage answers.
+
+    Attributes:
+        stage: its name.
+        manifest: what it wrote when it ended; empty on processes that do not write.
+    """
+
+    stage: str
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def miou(self) -> float | None:
+        """Its main figure, percent, where it has one; what a search maximizes."""
+        return self.manifest.get("miou")
+
+
+class Job:
+    """The folder of one stage of this run, opened.
+
+    Opened again with the same identity it is finished; interrupted, it goes on where it was; with
+    another identity it is refused unless `overwrite` is set.
+
+    Args:
+        s: the settings.
+        stage: the stage's name.
+        identity: all that its result depends on, as plain content.
+        inputs: hashes of the stages that it reads, by name.
+        part: a folder inside the stage's own, for a stage with several results.
+
+    Attributes:
+        path: the folder.
+        main: whether this process speaks and writes what all have made.
+        finished: whether the same work is done already.
+
+    Raises:
+        WsssError: the folder holds results of another identity and `overwrite` is false.
+    """
+
+    def __init__(
+        self,
+        s: Settings,
+        stage: str,
+        identity: Mapping[str, Any],
+        inputs: Mapping[str, str] | None = None,
+        part: str | None = None,
+    ) -> None:
+        self.settings, self.stage = s, stage
+        path = s.folder(stage) / part if part else s.folder(stage)
+        self.folder = StageFolder(path, stage, dict(identity), dict(inputs or {}))
+        self.path, self.main = path, is_main_process()
+        self.folder.open(overwrite=s.overwrite, main=self.main)
+        self.finished = self.folder.finished
+        if self.finished:
+            say(f"{stage}: finished before in {relative(path)} (overwrite=true redoes it)")
+        elif self.folder.resumed:
+            say(f"{stage}: goes on in {relative(path)}")
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened."""
+        return time.monotonic() - self.start
+
+    @property
+    def hash(self) -> str:
+        """Stands for what it makes."""
+        return self.folder.hash
+
+    @cached_property
+    def loggers(self) -> list[Logger]:
+        """The configured loggers, told all settings."""
+        s = self.settings
+        loggers = [
+            entry(folder=self.path, run_name=s.run_name, stage=self.stage)
+            for entry in s.logger.values()
+        ]
+        if loggers:
+            told = {**flatten(plain(s)), "revision": revision()}
+            for logger in loggers:
+                logger.log_hyperparams(told)
+        return loggers
+
+    def scores(
+        self, rows: Mapping[str, Mapping[str, Any]], main: str, **facts: Any
+    ) -> dict[str, Any]:
+        """Write scores to `metrics.json`, draw and log them.
+
+        Args:
+            rows: figures by row, see `show_scores`.
+            main: the row that the stage is about.
+            facts: what else is to be known of them.
+
+        Returns:
+            What was written.
+        """
+        content = {**rows, "main": main, "miou": rows[main]["miou"], **facts}
+        write_json(self.path / METRICS, content)
+        show_scores(self.loggers, self.path, rows, main)
+        return content
+
+    def facts(self, facts: Mapping[str, float | None]) -> None:
+        """Log what a stage without scores has to tell."""
+        show_facts(self.loggers, self.stage, facts)
+
+    def sheet(
+        self,
+        image_set: ImageSet,
+        names: Sequence[str],
+        count: int,
+        columns: Mapping[str, Drawing],
+        classes_of: Callable[[str], Sequence[int]] | None = None,
+    ) -> Path | None:
+        """Draw `contact_sheet.png` of some of the images, see `draw_sheet`."""
+        path = self.path / SHEET
+        return draw_sheet(image_set, names, count, columns, path, self.loggers, classes_of)
+
+    def close(self, text: str, made: Path, **facts: Any) -> Result:
+        """Write the manifest and say what was made and where.
+
+        Args:
+            text: the main figure and what was made, with `{time}` where the duration goes.
+            made: where it lies.
+            facts: for the manifest.
+        """
+        if not self.main:
+            return Result(self.stage)
+        seconds = self.seconds
+        self.folder.close(**facts, seconds=seconds)
+        told = text.replace("{time}", duration(seconds))
+        say(f"{self.stage}: {told} -> {relative(made)}")
+        return self.result()
+
+    def result(self) -> Result:
+        """What was made, now or before."""
+        return Result(self.stage, self.folder.manifest if self.main else {})
