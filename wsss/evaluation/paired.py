@@ -94,7 +94,9 @@ def seeds_to_show(difference: float, deviation: float) -> int | None:
         return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if power(difference, deviation, middle) >= POWER else (middle, many)
+        few, many = (
+            (few, middle) if power(difference, deviation, middle) >= POWER else (middle, many)
+        )
     return many
 
 
@@ -152,9 +154,7 @@ def _scores(sums: np.ndarray) -> np.ndarray:
     return np.concatenate([mean, np.where(occurs, iou, np.nan)], axis=-1)
 
 
-def resampled(
-    runs: Sequence[Confusions], resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
+def resampled(runs: Sequence[Confusions], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Scores of runs on images drawn anew with replacement, the same ones for all runs.
 
     Memory is that of the sparse matrices, of a block of weights (32 MiB) and of the result,
@@ -185,7 +185,7 @@ def resampled(
 
 
 def scores_of(run: Confusions) -> np.ndarray:
-    """mIoU and each label's IoU of a run on all its images, (1+L,) in percent."""
+    """Mean and each label's IoU of a run on all its images, (1+L,) in percent."""
     table = np.asarray(_sums(run).sum(axis=1)).reshape(3, run.num_labels)
     return _scores(table)
 
@@ -227,8 +227,10 @@ def verdict(differences: Sequence[float], images: Interval | None) -> str:
         return f"one seed: noise of training unknown{rest}"
     seeds = over_seeds(differences)
     if seeds.beyond:
-        return "beyond noise of seeds, inside that of images" if where == "inside" else (
-            "beyond noise" if where else "beyond noise of seeds"
+        return (
+            "beyond noise of seeds, inside that of images"
+            if where == "inside"
+            else ("beyond noise" if where else "beyond noise of seeds")
         )
     deviation = float(np.std(differences, ddof=1))
     if deviation == 0:

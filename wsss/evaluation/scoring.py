@@ -75,7 +75,9 @@ class Score(ABC):
             raise WsssError(f"image {name}: no mask to score {file} against")
         if truth.shape != size:
             sizes = " and ".join("x".join(map(str, shape)) for shape in (size, truth.shape))
-            raise WsssError(f"{file} and the mask of image {name} differ in size, {sizes}; {REMAKE}")
+            raise WsssError(
+                f"{file} and the mask of image {name} differ in size, {sizes}; {REMAKE}"
+            )
         return truth
 
     def _matrix(self, name: str, truth: np.ndarray, label: np.ndarray) -> Sparse:
