@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -311,7 +312,7 @@ def draw_differences(found: Sequence[Pair], path: Path) -> Path:
     Returns:
         `path`.
     """
-    figure = Figure(figsize=(7, 1.2 + 0.45 * len(found)), layout="constrained")
+    figure = Figure(figsize=(7, 1.2 + 0.6 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.axvline(0, color="0.6", lw=0.8)
@@ -329,7 +330,13 @@ def draw_differences(found: Sequence[Pair], path: Path) -> Path:
         gaps = pair.whole.differences
         axis.plot(gaps, [place] * len(gaps), ".", color="0.5", ms=4)
         axis.plot([float(np.mean(gaps))], [place], "ko", ms=5)
-    titles = [f"{pair.second}\nagainst {pair.first}: {pair.what}" for pair in found]
+    titles = [
+        "\n".join(
+            textwrap.shorten(line, 40, placeholder="…")
+            for line in (pair.second, f"against {pair.first}", pair.what)
+        )
+        for pair in found
+    ]
     axis.set_yticks(range(len(found)), titles, fontsize="small", parse_math=False)
     axis.set(xlabel="difference of mIoU (percent points)", ylim=(len(found) - 0.4, -0.6))
     if axis.get_legend_handles_labels()[0]:

@@ -15,7 +15,7 @@ import yaml
 from wsss.errors import WsssError
 from wsss.evaluation.paired import over_seeds
 from wsss.evaluation.per_image import CONFUSIONS, REMADE, Confusions, read_confusions
-from wsss.files import flatten, read_json
+from wsss.files import digest, flatten, read_json
 from wsss.run.folder import MANIFEST, STARTED
 
 ORDER = (
@@ -33,6 +33,7 @@ ORDER = (
 )
 FAILURE = "failed.json"  # left in the folder of a job that failed
 LARGEST = 2**20  # bytes of recorded settings; ours are a few thousand
+LONGEST = 130  # characters of overrides in a title
 DEEPEST = 50  # levels of nesting in them
 # Keys that name places, looks and hardware: no part of what was tried.
 ASIDE = (
@@ -231,8 +232,11 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """Run and overrides."""
-        return f"{self.run} {self.overrides}".strip()
+        """Run and overrides; long ones are cut and end in a hash."""
+        shown = self.overrides
+        if len(shown) > LONGEST:
+            shown = f"{shown[:LONGEST]}~{digest(shown)}"
+        return f"{self.run} {shown}".strip()
 
     @property
     def experiment(self) -> str | None:
