@@ -47,6 +47,15 @@ def test_a_class_that_is_only_predicted_counts_with_zero() -> None:
     assert scores(np.array([[8, 2], [0, 0]])).miou == pytest.approx((80 + 0) / 2)
 
 
+def test_the_two_means_of_a_matrix_have_names_of_their_own() -> None:
+    # IoU: background 100, a 50, b (only predicted) 0.
+    result = scores(np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0]])).as_dict(("a", "b"))
+    assert result["miou"] == pytest.approx(50.0) and result["miou_truth"] == pytest.approx(75.0)
+    rng = np.random.default_rng(4)
+    whole = scores(rng.integers(1, 9, (5, 5)))
+    assert whole.miou == whole.miou_truth, "every class occurs in the truth"
+
+
 def test_scores_agree_with_torchmetrics() -> None:
     import torch
     from torchmetrics.classification import MulticlassJaccardIndex
@@ -69,7 +78,7 @@ def test_the_curve_is_the_arg_max_with_each_constant() -> None:
         maps = rng.choice([0.0, 0.1, 0.2, 0.25, 0.6, 0.75, 1.0], (2, 9, 8)).astype(np.float32)
         truth = rng.choice([0, 1, 3, 255], (9, 8))
         _, best, value = seed_labels(maps, classes, 0.1)
-        curve.update(truth, best, value)
+        curve.add(curve.count(truth, best, value))
         for k, threshold in enumerate(thresholds):
             stack = np.concatenate([np.full((1, 9, 8), threshold, dtype=np.float32), maps])
             label = np.array([0, 1, 3])[stack.argmax(0)]

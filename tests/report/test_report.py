@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from scipy import stats
 
 from wsss.errors import WsssError
 from wsss.files import read_json, write_json
 from wsss.report.gather import differing, gather, without_seed
-from wsss.report.page import chain_of, label_names, render
-from wsss.report.tables import Table, cell, published, tables
+from wsss.report.page import chain_of, label_names, markdown, render
+from wsss.report.table import Table
+from wsss.report.tables import RECIPES, cell, published, tables
 from wsss.run.logs import write_metrics
 
 LABELS = ("background", "zebra", "ant <b>")  # not in the order of the alphabet
@@ -97,7 +99,11 @@ def sweep(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def test_the_figures_are_those_of_the_stages_over_seeds(sweep) -> None:
     run, ours = sweep
-    seeds, masks, segmentation, beside = tables(gather([run]))
+    by_title = {table.title: table for table in tables(gather([run]))}
+    seeds, masks, segmentation, beside = (
+        by_title[title]
+        for title in ("Seeds", "Pseudo masks", "Segmentation", "Published on this data")
+    )
     first = next(r for r in rows_of(seeds.markdown()) if r[:2] == ["cpal_voc", "pacam"])
     assert first[2] == spread([one["pacam"]["miou"] for one in ours])
     assert first[3] == spread([max(one["pacam"]["curve"]["miou"]) for one in ours])
@@ -151,11 +157,12 @@ def test_means_over_seeds_are_those_of_every_class_and_threshold(sweep) -> None:
     assert mean["miou"] == pytest.approx((a["miou"] + b["miou"]) / 2)
     for name in LABELS:
         assert mean["iou"][name] == pytest.approx((a["iou"][name] + b["iou"][name]) / 2)
-        half = abs(a["iou"][name] - b["iou"][name]) / 2  # of two: sd = half the gap * sqrt 2
-        assert mean["iou_spread"][name] == pytest.approx(half * 2**0.5)
+        half = stats.sem([a["iou"][name], b["iou"][name]]) * stats.t.ppf(0.975, 1)
+        assert mean["iou_spread"][name] == pytest.approx(half)
     both = np.array([a["curve"]["miou"], b["curve"]["miou"]])
     assert mean["curve"]["miou"] == pytest.approx(both.mean(0))
-    assert mean["curve"]["miou_spread"] == pytest.approx(both.std(0, ddof=1))
+    half = stats.sem(both) * stats.t.ppf(0.975, 1)
+    assert mean["curve"]["miou_spread"] == pytest.approx(half)
     assert setting.averaged("irn_masks") == {}
 
 
@@ -273,6 +280,145 @@ def test_markdown_cells_keep_their_bars() -> None:
     table = Table("T", "", ("a|b", "c"), (("x|y", "z"),), 1)
     for line in table.markdown().splitlines()[2:5]:
         assert len(re.findall(r"(?<!\\)\|", line)) == 3  # those between cells
+
+
+def test_markdown_shows_names_as_they_stand(tmp_path) -> None:
+    hostile = "<img src=x onerror=alert(1)> [a](b) `c` *d*\n# e & f"
+    table = Table(hostile, hostile, ("a", "b"), ((hostile, "1"),), 1)
+    text = table.markdown()
+    assert "<img" not in text and "&lt;img" in text and "&amp; f" in text
+    for mark in ("[", "]", "`", "*"):
+        assert all(text[i - 1] == "\\" for i, c in enumerate(text) if c == mark)
+    assert sum(line.startswith("#") for line in text.splitlines()) == 1
+    stage(tmp_path / "<b>r" / "default", "crf", {"crf": figures(np.random.default_rng(0))})
+    write_json(tmp_path / "<b>r" / "default" / "irn_masks" / "failed.json", {"reason": "<i>"})
+    settings = gather([tmp_path / "<b>r"])
+    text = markdown("<b>r", settings, tables(settings))
+    assert "<b>" not in text.replace("ant <b>", "") and "<i>" not in text
+    assert text.startswith("# &lt;b&gt;r\n") and "## Missing" in text
+
+
+def record(folder: Path, given: list[str], seed: int) -> None:
+    """What Hydra records of a stage's command line."""
+    exclude = {"job": {"config": {"override_dirname": {"exclude_keys": ["stage", "data.root"]}}}}
+    content = {"hydra": {"overrides": {"task": given}, **exclude}}
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(content, folder / ".hydra" / "hydra.yaml")
+    OmegaConf.save({"seed": seed, "data": {"name": "voc"}}, folder / ".hydra" / "config.yaml")
+
+
+def test_seeds_of_runs_with_long_overrides_are_grouped(tmp_path) -> None:
+    long = [f"+method.key{i}=[{i},'a b']" for i in range(20)]
+    for seed in (10, 2):
+        name = f"{'method.key0=0,' * 9}~{seed:016x}"  # the seed is in the hash alone
+        path = stage(tmp_path / "r" / name, "crf", {"crf": figures(np.random.default_rng(seed))})
+        record(path, ["stage=crf", f"seed={seed}", "data.root=/x", *long], seed)
+    path = stage(tmp_path / "r" / "seed=2", "crf", {"crf": figures(np.random.default_rng(0))})
+    record(path, ["seed=2"], 2)
+    settings = gather([tmp_path / "r"])
+    plain, grouped = sorted(settings, key=lambda setting: len(setting.overrides))
+    assert plain.overrides == "" and [job.seed for job in plain.jobs] == [2]
+    assert [job.seed for job in grouped.jobs] == [2, 10]
+    assert grouped.overrides == ",".join(sorted(long, key=lambda given: given.split("=")[0]))
+    assert len(grouped.title) < 170 and grouped.title.startswith("r +method.key0=")
+    rows = rows_of(tables(settings)[0].markdown())
+    assert [row[-1] for row in rows[1:]] == ["1", "2"]
+
+
+def test_a_seed_counts_once(tmp_path) -> None:
+    for name in ("default", "seed=0", "seed=1"):
+        seed = int(name[-1]) if "=" in name else 0
+        metrics = {"crf": figures(np.random.default_rng(seed))}
+        record(stage(tmp_path / "r" / name, "crf", metrics), [], seed)
+    stage(tmp_path / "r" / "seed=0", "irn_masks", {"irn_masks": figures(np.random.default_rng(9))})
+    (setting,) = gather([tmp_path / "r"])
+    assert [job.folder.name for job in setting.jobs] == ["seed=0", "seed=1"]
+    assert "default: has seed 0 once more, left out" in setting.gaps()
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (BOMB, "holds aliases"),
+        ("a: " + "[" * 60 + "]" * 60, "nested deeper"),
+        ("a: " + "[" * 100_000, "nested deeper"),
+        ("x" * (2**20 + 1), "larger than"),
+        ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a: {b", "expected"),
+        ("[1, 2]", "no mapping"),
+        ("", "no mapping"),
+        ("\x00", "character"),
+        (b"\xff\xfe\xfa", "utf-8"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.yaml", "hydra.yaml"])
+def test_broken_settings_of_a_run_are_one_line(tmp_path, text, why, file) -> None:
+    path = stage(tmp_path / "r" / "default", "crf", {"crf": figures(np.random.default_rng(0))})
+    (path / ".hydra").mkdir()
+    content = text if isinstance(text, bytes) else text.encode()
+    (path / ".hydra" / file).write_bytes(content)
+    with pytest.raises(WsssError, match=why) as caught:
+        tables(gather([tmp_path / "r"]))
+    line = str(caught.value)
+    assert "\n" not in line and f".hydra/{file}: no recorded settings" in line
+    assert "report.runs" in line
+
+
+def test_results_that_are_no_numbers_are_none(tmp_path) -> None:
+    rows = {"seed": {"miou": "high"}, "crf": {"miou": float("nan")}, "x": {"miou": None}, "y": 3}
+    stage(tmp_path / "r" / "default", "crf", rows)
+    assert tables(gather([tmp_path / "r"])) == []
+    stage(tmp_path / "r" / "default", "eval_cam", {"kinds": [1]})
+    assert tables(gather([tmp_path / "r"])) == []
+    path = stage(tmp_path / "r" / "default", "irn_masks", None)
+    (path / "metrics.json").write_text("[1]")
+    with pytest.raises(WsssError, match="metrics.json: no mapping"):
+        gather([tmp_path / "r"])
+
+
+def test_different_data_are_never_in_one_table(tmp_path) -> None:
+    job(tmp_path, "one", "seed=0", 0)
+    job(tmp_path, "two", "seed=0", 0, data="coco")
+    job(tmp_path, "three", "seed=0", 0)
+    job(tmp_path, "part", "seed=0", 0)
+    path = tmp_path / "part" / "seed=0" / "eval_cam" / "metrics.json"
+    write_json(path, {**read_json(path), "images": 110})
+    settings = gather([tmp_path / name for name in ("one", "two", "three", "part")])
+    made = [t for t in tables(settings) if t.title.startswith("Seeds")]
+    assert [t.title for t in made] == ["Seeds: voc", "Seeds: coco", "Seeds: voc, 110 images"]
+    runs = [{row[0] for row in table.rows} for table in made]
+    assert runs == [{"one", "three"}, {"two"}, {"part"}]
+    paired = [t for t in tables(settings) if t.title.startswith("Paired")]
+    for table in paired:
+        for row in table.rows:
+            assert {"two"} != {row[1], row[2]} & {"two"}
+    page = render("r", settings, tables(settings))
+    assert "4 settings, 4 runs;" in page
+
+
+def test_one_setting_and_one_run_are_named_so(tmp_path) -> None:
+    stage(tmp_path / "r" / "default", "crf", {"crf": figures(np.random.default_rng(0))})
+    settings = gather([tmp_path / "r"])
+    assert "1 setting, 1 run;" in render("r", settings, tables(settings))
+
+
+def test_published_figures_belong_to_recipes_and_their_data() -> None:
+    found = published()
+    assert set(found) == {"voc", "coco"}
+    assert found["coco"]["cpal_coco"]["seg"] == {"val": 42.9}
+    # Built on cpal_voc, whose data it has and whose figures it has not.
+    assert found["voc"]["cpal_table1_context"]["seed"] == 51.2
+    assert "crf" not in found["voc"]["cpal_table1_context"]
+    assert "cpal_fig4_tau" not in found["voc"]
+    for recipes in found.values():
+        for name, figures in recipes.items():
+            assert set(figures) <= {"row", "seed", "crf", "mask", "seg", "source"}, name
+            assert {"row", "source"} <= set(figures) and (RECIPES / f"{name}.yaml").is_file()
 
 
 def test_gaps_and_differences_are_told(sweep) -> None:

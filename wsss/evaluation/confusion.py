@@ -38,7 +38,12 @@ class Scores:
     """Percentages that follow from a confusion matrix.
 
     Attributes:
-        miou: mean IoU over the classes that occur in truth or prediction.
+        miou: mean IoU over the classes that occur in truth or prediction. It is the one that every
+            stage goes by.
+        miou_truth: mean IoU over the classes that occur in the truth, as segmentation networks are
+            published (deeplab-pytorch). A class that is only predicted lowers the IoU of others,
+            and is not itself a zero among them. The two are equal where every class occurs in the
+            truth, as in the whole of VOC's or COCO's val.
         iou: IoU of each class; nan where the class occurs in neither.
         false_positive: foreground predictions on pixels of another class, as a share of the union
             of truth and prediction, mean over occurring foreground classes.
@@ -48,6 +53,7 @@ class Scores:
     """
 
     miou: float
+    miou_truth: float
     iou: np.ndarray
     false_positive: float
     false_negative: float
@@ -58,6 +64,7 @@ class Scores:
         """Plain numbers for JSON; `names` are those of the foreground classes."""
         return {
             "miou": self.miou,
+            "miou_truth": self.miou_truth,
             "false_positive": self.false_positive,
             "false_negative": self.false_negative,
             "precision": self.precision,
@@ -90,6 +97,7 @@ def scores(matrix: np.ndarray) -> Scores:
     foreground[0] = False
     return Scores(
         miou=mean(iou, occurs),
+        miou_truth=mean(iou, truth > 0),
         iou=iou,
         false_positive=mean(extra, foreground),
         false_negative=mean(missed, foreground),

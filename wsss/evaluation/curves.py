@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsss.evaluation.confusion import VOID
+from wsss.evaluation.per_image import Sparse, sparse
 
 
 class ThresholdCurve:
@@ -29,8 +30,8 @@ class ThresholdCurve:
         # the first b thresholds.
         self.counts = np.zeros((len(self.thresholds) + 1, num_labels, num_labels), dtype=np.int64)
 
-    def update(self, truth: np.ndarray, best: np.ndarray, value: np.ndarray) -> None:
-        """Count one image.
+    def count(self, truth: np.ndarray, best: np.ndarray, value: np.ndarray) -> Sparse:
+        """What one image adds to `counts`; the curve itself stays as it is.
 
         Args:
             truth: (H, W) labels, 255 left out.
@@ -42,8 +43,11 @@ class ThresholdCurve:
         limits = self.thresholds.astype(value.dtype)
         bucket = np.searchsorted(limits, value[counted], side="left")
         n = self.num_labels
-        flat = (bucket * n + truth[counted].astype(np.int64)) * n + best[counted].astype(np.int64)
-        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
+        return sparse((bucket * n + truth[counted].astype(np.int64)) * n + best[counted])
+
+    def add(self, image: Sparse) -> None:
+        """Add what `count` has found in an image."""
+        self.counts.reshape(-1)[image.cells] += image.counts
 
     def matrices(self) -> np.ndarray:
         """Confusion matrices (T, num_labels, num_labels), one for each threshold."""

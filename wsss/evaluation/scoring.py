@@ -1,8 +1,9 @@
-"""What the refining stages share: which class maps, which images, scores of label maps."""
+"""Scores of class maps and of label maps: images are counted one by one and summed as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion, scores
+from wsss.evaluation.curves import ThresholdCurve
+from wsss.evaluation.per_image import Collector, Confusions, Sparse
 from wsss.evaluation.seeds import seed_labels
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
-from wsss.run.pool import parallel
 
 MASKS = "masks"
+REMAKE = "make it again, under another run_name= or with overwrite=true"
 
 
 def scored_names(image_set: ImageSet, split: str, names: Sequence[str]) -> list[str]:
@@ -29,64 +32,170 @@ def scored_names(image_set: ImageSet, split: str, names: Sequence[str]) -> list[
 
 
 @dataclass(frozen=True)
-class MaskScore:
-    """Counts confusion of stored label maps; 255 in them counts as background.
+class Counted:
+    """What one image adds to the scores.
 
     Attributes:
-        image_set: Gives the truth.
-        folder: Label maps, NAME.png.
+        name: of the image.
+        matrix: its confusion matrix, cells `true * L + predicted`.
+        curve: its part of the threshold curve, where there is one.
     """
 
-    image_set: ImageSet
-    folder: Path
-
-    def __call__(self, name: str) -> np.ndarray:
-        """Confusion matrix of one image, (N+1, N+1) int64, rows true."""
-        labels = self.image_set.num_classes + 1
-        predicted = read_mask(self.folder / f"{name}.png", labels - 1)
-        truth = _truth(self.image_set, name, predicted.shape)
-        return confusion(truth, np.where(predicted == VOID, 0, predicted), labels)
+    name: str
+    matrix: Sparse
+    curve: Sparse | None = None
 
 
 @dataclass(frozen=True)
-class SeedScore:
-    """Counts confusion of the raw seeds: arg max with the maps' background or a constant one.
+class Score(ABC):
+    """Counts the confusion of one image after the other; can be sent to worker processes.
 
     Attributes:
-        image_set: Gives the truth.
-        source: The class maps.
-        background: Constant background of maps without a channel for it.
+        image_set: gives the truth.
     """
 
     image_set: ImageSet
+
+    @abstractmethod
+    def __call__(self, name: str) -> Counted:
+        """Count one image.
+
+        Raises:
+            WsssError: there is no truth, or the file does not fit it in size or class ids.
+        """
+
+    def curve(self) -> ThresholdCurve | None:
+        """An empty threshold curve, where this has one."""
+        return None
+
+    def _truth(self, name: str, file: Path, size: tuple[int, ...]) -> np.ndarray:
+        """Mask of an image, (H, W), of the size that the file claims."""
+        truth = self.image_set.mask(name)
+        if truth is None:
+            raise WsssError(f"image {name}: no mask to score {file} against")
+        if truth.shape != size:
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (size, truth.shape))
+            raise WsssError(
+                f"{file} and the mask of image {name} differ in size, {sizes}; {REMAKE}"
+            )
+        return truth
+
+    def _matrix(self, name: str, truth: np.ndarray, label: np.ndarray) -> Sparse:
+        labels = self.image_set.num_classes + 1
+        try:
+            matrix = confusion(truth, label, labels).ravel()
+        except ValueError as error:  # the label map was checked before
+            raise WsssError(f"mask of image {name}: {error}") from error
+        cells = np.flatnonzero(matrix)
+        return Sparse(cells.astype(np.int32), matrix[cells].astype(np.int32))
+
+
+@dataclass(frozen=True)
+class MaskScore(Score):
+    """Of stored label maps; 255 in them counts as background.
+
+    Attributes:
+        folder: label maps, NAME.png.
+    """
+
+    folder: Path
+
+    def __call__(self, name: str) -> Counted:
+        file = self.folder / f"{name}.png"
+        label = read_mask(file, self.image_set.num_classes)
+        truth = self._truth(name, file, label.shape)
+        return Counted(name, self._matrix(name, truth, np.where(label == VOID, 0, label)))
+
+
+@dataclass(frozen=True)
+class SeedScore(Score):
+    """Of class maps as seeds: arg max with the maps' own background or a constant one.
+
+    Attributes:
+        source: the class maps.
+        background: constant background of maps without a channel for it.
+        thresholds: ascending constants of a threshold curve; empty: no curve.
+    """
+
     source: MapSource
     background: float
+    thresholds: tuple[float, ...] = ()
 
-    def __call__(self, name: str) -> np.ndarray:
-        """Confusion matrix of one image, (N+1, N+1) int64, rows true."""
+    def __call__(self, name: str) -> Counted:
+        file = self.source.folder / f"{name}.npz"
         stored = self.source.read(name)
+        truth = self._truth(name, file, stored.size)  # before anything is enlarged to that size
+        classes = self.image_set.num_classes
+        wrong = [int(i) for i in stored.classes if not 1 <= i <= classes]
+        if wrong:
+            raise WsssError(
+                f"{file}: class id {wrong[0]}, but the data set has {classes} classes; {REMAKE}"
+            )
         maps = enlarge(stored.maps[self.source.kind], stored.size)
         own = stored.has_background(self.source.kind)
-        label, _, _ = seed_labels(maps, stored.classes, None if own else self.background)
-        truth = _truth(self.image_set, name, label.shape)
-        return confusion(truth, label, self.image_set.num_classes + 1)
+        label, best, value = seed_labels(maps, stored.classes, None if own else self.background)
+        curve = self.curve()
+        part = curve.count(truth, best, value) if curve else None
+        return Counted(name, self._matrix(name, truth, label), part)
+
+    def curve(self) -> ThresholdCurve | None:
+        """An empty curve over `thresholds`, if there are any."""
+        labels = self.image_set.num_classes + 1
+        return ThresholdCurve(labels, np.array(self.thresholds)) if self.thresholds else None
 
 
-def _truth(image_set: ImageSet, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    truth = image_set.mask(name)
-    if truth is None or truth.shape != shape:
-        have = "no mask" if truth is None else f"a mask of {truth.shape}"
-        raise WsssError(f"image {name}: {have} for a label map of {shape}")
-    return truth
+class Tally:
+    """Sums of what a `Score` counts; memory does not grow but by the sparse matrices.
+
+    Args:
+        score: whose results are to come.
+    """
+
+    def __init__(self, score: Score) -> None:
+        self.classes = tuple(score.image_set.classes)
+        self.curve = score.curve()
+        self.matrix = np.zeros((len(self.classes) + 1,) * 2, dtype=np.int64)
+        self._images = Collector(self.classes)
+
+    def add(self, image: Counted) -> None:
+        """One more image."""
+        self.matrix.reshape(-1)[image.matrix.cells] += image.matrix.counts
+        self._images.add(image.name, image.matrix)
+        if self.curve is not None and image.curve is not None:
+            self.curve.add(image.curve)
+
+    def confusions(self) -> Confusions:
+        """The confusion matrix of every image."""
+        return self._images.confusions()
+
+    def figures(self) -> dict[str, Any]:
+        """All figures over all pixels, in percent, as they stand in `metrics.json`."""
+        found = {**scores(self.matrix).as_dict(self.classes), "confusion": self.matrix.tolist()}
+        if self.curve is None:
+            return found
+        points = [scores(matrix) for matrix in self.curve.matrices()]
+        best = int(np.argmax([point.miou for point in points]))
+        return found | {
+            "miou_best_threshold": points[best].miou,
+            "best_threshold": float(self.curve.thresholds[best]),
+            "best": points[best].as_dict(self.classes),
+            "curve": {
+                "threshold": self.curve.thresholds.tolist(),
+                "miou": [point.miou for point in points],
+                "false_positive": [point.false_positive for point in points],
+                "false_negative": [point.false_negative for point in points],
+            },
+        }
 
 
-def miou(
-    score: Callable[[str], np.ndarray],
-    names: Sequence[str],
-    workers: int,
-    classes: tuple[str, ...],
-    description: str,
-) -> dict[str, Any]:
-    """Mean IoU in percent and its parts, over all pixels of `names`."""
-    total = np.sum(parallel(score, names, description, workers), axis=0)
-    return {**scores(total).as_dict(classes), "confusion": total.tolist()}
+def tally(score: Score, results: Iterable[Counted]) -> Tally:
+    """Sums of results as they come.
+
+    Args:
+        score: what has counted them.
+        results: one for each image, for instance of `wsss.run.pool.each(score, names, ...)`.
+    """
+    total = Tally(score)
+    for one in results:
+        total.add(one)
+    return total

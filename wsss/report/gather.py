@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from wsss.errors import WsssError
-from wsss.files import flatten, read_json
+from wsss.evaluation.paired import over_seeds
+from wsss.evaluation.per_image import CONFUSIONS, REMADE, Confusions, read_confusions
+from wsss.files import digest, flatten, read_json
 from wsss.run.folder import MANIFEST, STARTED
 
 ORDER = (
@@ -29,6 +32,9 @@ ORDER = (
     "seg_eval",
 )
 FAILURE = "failed.json"  # left in the folder of a job that failed
+LARGEST = 2**20  # bytes of recorded settings; ours are a few thousand
+LONGEST = 130  # characters of overrides in a title
+DEEPEST = 50  # levels of nesting in them
 # Keys that name places, looks and hardware: no part of what was tried.
 ASIDE = (
     "hydra",
@@ -80,7 +86,9 @@ class Stage:
     def scores(self) -> dict[str, dict[str, Any]]:
         """Rows of figures by name, each with `miou`; those of kinds of maps for `eval_cam`."""
         rows = self.metrics.get("kinds", self.metrics)
-        return {k: v for k, v in rows.items() if isinstance(v, dict) and "miou" in v}
+        if not isinstance(rows, dict):
+            return {}
+        return {k: v for k, v in rows.items() if isinstance(v, dict) and is_number(v.get("miou"))}
 
     @property
     def main(self) -> str:
@@ -89,6 +97,19 @@ class Stage:
             if name in self.scores:
                 return str(name)
         return list(self.scores)[-1]
+
+    def confusions(self, row: str) -> Confusions | None:
+        """Confusion matrices image by image of a row of scores, where the stage has kept them.
+
+        Raises:
+            WsssError: the file is damaged, or does not add up to what the stage reports.
+        """
+        path = self.folder / CONFUSIONS
+        found = read_confusions(path).get(row) if path.is_file() else None
+        total = self.scores.get(row, {}).get("confusion")
+        if found is not None and total is not None and found.total().tolist() != total:
+            raise WsssError(f"{path}: does not add up to {row} of metrics.json beside it; {REMADE}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,41 +124,94 @@ class Job:
         """The composed settings of the stage that was run last, flat; empty if not recorded."""
         return {
             key: value
-            for key, value in flatten(self._raw("config.yaml")).items()
+            for key, value in flatten(self._config).items()
             if not key.startswith(tuple(f"{a}." for a in ASIDE)) and key not in ASIDE
         }
 
     @cached_property
     def choices(self) -> dict[str, Any]:
         """Which option of each configuration group was taken."""
-        recorded = self._raw("hydra.yaml")
-        choices = recorded.get("hydra", {}).get("runtime", {}).get("choices", {})
-        return {str(k): v for k, v in choices.items()}
+        return {str(k): v for k, v in _at(self._hydra, "runtime", "choices").items()}
 
     @property
     def seed(self) -> int | None:
         """The seed, where a setting was recorded."""
-        return self._raw("config.yaml").get("seed")
+        seed = self._config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @cached_property
+    def overrides(self) -> str:
+        """What was set beside the recipe: all that names the folder, but for the seed.
+
+        The folder's own name will not do: of long ones it holds but a hash, of the seed as well.
+        """
+        given = _at(self._hydra, "overrides").get("task")
+        if not isinstance(given, list):
+            return without_seed(self.folder.name)
+        aside = _at(self._hydra, "job", "config", "override_dirname").get("exclude_keys") or []
+        keys = {str(one): str(one).lstrip("+~").partition("=")[0] for one in given}
+        kept = [one for one, key in keys.items() if key != "seed" and key not in aside]
+        return ",".join(sorted(kept, key=keys.__getitem__))
 
     def stage(self, name: str) -> Stage | None:
         """The stage of that name, if it was begun."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
-    def _raw(self, file: str) -> dict[str, Any]:
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return self._recorded("config.yaml")
+
+    @cached_property
+    def _hydra(self) -> dict[str, Any]:
+        return _at(self._recorded("hydra.yaml"), "hydra")
+
+    def _recorded(self, file: str) -> dict[str, Any]:
         # Not those of a report on this or other runs, which may have been asked for differently.
-        folders = [self.folder / "all", *(stage.folder for stage in self.stages)]
-        there = {path for folder in folders for path in folder.rglob(f".hydra/{file}")}
-        found = sorted(there, key=lambda path: path.stat().st_mtime)
-        if not found:
-            return {}
-        try:
-            loaded = OmegaConf.load(found[-1])
-        except Exception as error:
-            raise WsssError(f"{found[-1]}: can't be read ({error})") from error
-        assert isinstance(loaded, DictConfig)
-        content = OmegaConf.to_container(loaded, resolve=False)
-        assert isinstance(content, dict)
-        return {str(key): value for key, value in content.items()}
+        names = {"all", *(stage.name.partition("/")[0] for stage in self.stages)} - {"report"}
+        paths = [self.folder / name / ".hydra" / file for name in names]
+        there = [path for path in paths if path.is_file()]
+        return read_recorded(max(there, key=lambda path: path.stat().st_mtime)) if there else {}
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """Settings as Hydra has recorded them, interpolations as they stand.
+
+    A report may read runs of others: what OmegaConf never writes is refused before it is built.
+    Aliases are among it, with which a small file can stand for more than any memory.
+
+    Raises:
+        WsssError: the file can't be read, or holds something else than settings.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"larger than {LARGEST >> 10} KiB")
+        text = path.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("holds aliases")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"nested deeper than {DEEPEST} levels")
+        content = yaml.load(text, Loader=loader)  # of SafeLoader's kind
+        if not isinstance(content, dict):
+            raise ValueError("no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise WsssError(
+            f"{path}: no recorded settings ({what}); remove the file, or leave its run out of "
+            "report.runs"
+        ) from error
+    return {str(key): value for key, value in content.items()}
+
+
+def _at(content: Any, *keys: str) -> dict[str, Any]:
+    """A mapping inside nested ones; empty where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -146,18 +220,23 @@ class Setting:
 
     Attributes:
         run: name of the run.
-        overrides: what its folder is named by, the seed left out.
-        jobs: one for each seed, in the order of their folders.
+        overrides: what was set beside its recipe, the seed left out.
+        jobs: one for each seed, in their order.
+        repeated: further jobs of a seed that has one already; they count nowhere.
     """
 
     run: str
     overrides: str
     jobs: tuple[Job, ...]
+    repeated: tuple[Job, ...] = ()
 
     @property
     def title(self) -> str:
-        """Run and overrides."""
-        return f"{self.run} {self.overrides}".strip()
+        """Run and overrides; long ones are cut and end in a hash."""
+        shown = self.overrides
+        if len(shown) > LONGEST:
+            shown = f"{shown[:LONGEST]}~{digest(shown)}"
+        return f"{self.run} {shown}".strip()
 
     @property
     def experiment(self) -> str | None:
@@ -191,14 +270,32 @@ class Setting:
                 return False
         return True
 
+    def measured_on(self, stage: str) -> tuple[str, tuple[str, ...]]:
+        """What a stage's scores were measured on: in words, and the classes.
+
+        Scores of two settings may stand in one table only where it is the same.
+        """
+        ended = self._ended(stage)
+        split = stage.partition("/")[2] or self.jobs[0].config.get("data.eval_split")
+        counts = sorted({str(n) for one in ended if (n := one.metrics.get("images")) is not None})
+        parts = [" ".join(str(part) for part in (self.data, split) if part)]
+        parts += [f"{'/'.join(counts)} images"] if counts else []
+        classes = {tuple(one.scores[one.main].get("iou", ())) for one in ended}
+        return ", ".join(part for part in parts if part), max(classes, default=())
+
     def values(self, stage: str, row: str, figure: str = "miou") -> list[float]:
         """A figure of every seed whose stage has ended."""
-        found = []
-        for one in self._ended(stage):
-            value = one.scores.get(row, {}).get(figure)
-            if value is not None:
-                found.append(float(value))
-        return found
+        scores = (one.scores.get(row, {}) for one in self._ended(stage))
+        return [float(one[figure]) for one in scores if is_number(one.get(figure))]
+
+    def by_seed(self, stage: str) -> dict[int, Stage]:
+        """A stage of each seed that has ended it with scores, where the seed is known."""
+        found = ((job.seed, job.stage(stage)) for job in self.jobs)
+        return {
+            seed: one
+            for seed, one in found
+            if seed is not None and one and one.state == "finished" and one.scores
+        }
 
     def main(self, stage: str) -> str:
         """The row of scores that stands for a stage; empty if no seed has scores."""
@@ -210,7 +307,7 @@ class Setting:
         Returns:
             `miou` and, where all seeds have them for the same classes and thresholds, `iou` and
             `iou_spread` by class and `curve` with `threshold`, `miou` and `miou_spread`; the
-            spreads are sample standard deviations, 0 for a single seed. Empty if there is none.
+            spreads are half the 95 % t-intervals, 0 for a single seed. Empty if there is none.
         """
         scores = [one.scores[one.main] for one in self._ended(stage)]
         if not scores:
@@ -220,7 +317,7 @@ class Setting:
             columns = {name: [one["iou"][name] for one in scores] for name in scores[0]["iou"]}
             known = {k: [v for v in values if v is not None] for k, values in columns.items()}
             found["iou"] = {k: statistics.fmean(v) if v else None for k, v in known.items()}
-            found["iou_spread"] = {k: _deviation(v) for k, v in known.items()}
+            found["iou_spread"] = {k: _half(v) for k, v in known.items()}
         curves = [one["curve"] for one in scores if "curve" in one]
         same = all(c["threshold"] == curves[0]["threshold"] for c in curves)
         if len(curves) == len(scores) and same:
@@ -228,7 +325,7 @@ class Setting:
             found["curve"] = {
                 "threshold": curves[0]["threshold"],
                 "miou": [statistics.fmean(p) for p in points],
-                "miou_spread": [_deviation(p) for p in points],
+                "miou_spread": [_half(p) for p in points],
             }
         return found
 
@@ -255,6 +352,8 @@ class Setting:
             behind = [name for name in self.stage_names() if job.stage(name) is None]
             if behind:
                 lines.append(f"{job.folder.name}: {', '.join(behind)} not run")
+        for job in self.repeated:
+            lines.append(f"{job.folder.name}: has seed {job.seed} once more, left out")
         return lines
 
 
@@ -264,8 +363,17 @@ def without_seed(overrides: str) -> str:
     return "" if kept in ([], ["default"]) else ",".join(kept)
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the 95 % interval of a mean over seeds; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    interval = over_seeds(values)
+    return interval.high - interval.mean
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -275,7 +383,12 @@ def _rank(name: str) -> tuple[int, str]:
 
 def _stage(folder: Path, name: str) -> Stage:
     def read(file: str) -> dict[str, Any] | None:
-        return read_json(folder / file) if (folder / file).is_file() else None
+        if not (folder / file).is_file():
+            return None
+        content = read_json(folder / file)
+        if not isinstance(content, dict):
+            raise WsssError(f"{folder / file}: no mapping; {REMADE}")
+        return content
 
     failure = read(FAILURE) or {}
     return Stage(name, folder, read(MANIFEST), read("metrics.json") or {}, failure.get("reason"))
@@ -307,12 +420,29 @@ def gather(runs: Sequence[Path]) -> list[Setting]:
     for run in runs:
         if not run.is_dir():
             raise WsssError(f"report.runs: there is no run {run.name} in {run.parent}")
-        folders = (path for path in run.iterdir() if path.is_dir())
-        for folder in sorted(folders, key=lambda path: (without_seed(path.name), path.name)):
-            job = read_job(folder)
-            if job.stages:
-                found.setdefault((run.name, without_seed(folder.name)), []).append(job)
-    return [Setting(run, overrides, tuple(jobs)) for (run, overrides), jobs in found.items()]
+        jobs = [read_job(path) for path in run.iterdir() if path.is_dir()]
+        for job in sorted((job for job in jobs if job.stages), key=_order):
+            found.setdefault((run.name, job.overrides), []).append(job)
+    return [_setting(run, overrides, jobs) for (run, overrides), jobs in found.items()]
+
+
+def _order(job: Job) -> tuple[str, float, str]:
+    return job.overrides, math.inf if job.seed is None else job.seed, job.folder.name
+
+
+def _setting(run: str, overrides: str, jobs: Sequence[Job]) -> Setting:
+    """Of jobs with the same seed (`default` and `seed=0`) the one that has come furthest counts."""
+    kept: dict[Any, Job] = {}
+    for job in jobs:
+        key = job.folder if job.seed is None else job.seed
+        if key not in kept or _finished(job) > _finished(kept[key]):
+            kept[key] = job
+    chosen = tuple(kept.values())
+    return Setting(run, overrides, chosen, tuple(job for job in jobs if job not in chosen))
+
+
+def _finished(job: Job) -> int:
+    return sum(stage.state == "finished" for stage in job.stages)
 
 
 def differing(settings: Sequence[Setting]) -> dict[str, list[Any]]:

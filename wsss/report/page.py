@@ -15,8 +15,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from wsss.report.compare import Compared, draw_differences
 from wsss.report.gather import Setting, Stage, differing
-from wsss.report.tables import Table
+from wsss.report.table import Table, escaped
 from wsss.run.logs import read_metrics
 from wsss.run.progress import duration, track
 from wsss.show.charts import (
@@ -33,8 +34,9 @@ MOST_COMPARED = 8  # settings in one figure
 SCORED = ("eval_cam", "crf", "irn_masks", "seg_eval")
 OTHER_FIGURES = ("bank_history.png",)
 NOTES = (
-    "± is the sample standard deviation over seeds. Published numbers were measured on VOC 2012 "
-    "and COCO 2014; they stand only beside runs of the same experiment on the same data. "
+    "± is the sample standard deviation over seeds; bars and bands in figures of several settings "
+    "are 95 % t-intervals of the mean. Published numbers were measured on VOC 2012 and COCO 2014; "
+    "they stand only beside runs of the same experiment on the same data. "
     "A cell says “not run” where nothing was measured."
 )
 
@@ -103,8 +105,26 @@ def charts_of(stage: Stage) -> list[Picture]:
         return [embed(p, f"{stage.name}: {what}", CHART_WIDTH, False) for p, what in made]
 
 
+def differences(tables: Sequence[Table]) -> list[Picture]:
+    """A figure of each table of paired differences."""
+    made = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, table in enumerate(tables):
+            if isinstance(table, Compared):
+                path = draw_differences(table.pairs, Path(temporary) / f"{number}.png")
+                made.append(embed(path, table.title, CHART_WIDTH, False))
+    return made
+
+
 def comparison(settings: Sequence[Setting]) -> list[Picture]:
-    """The steps of the chain, classes and thresholds of several settings in one figure each."""
+    """The steps of the chain, classes and thresholds of settings on the same data, side by side."""
+    groups: dict[str | None, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.data, []).append(setting)
+    return [picture for group in groups.values() for picture in _comparison(group)]
+
+
+def _comparison(settings: Sequence[Setting]) -> list[Picture]:
     if not 2 <= len(settings) <= MOST_COMPARED:
         return []
     titles = [setting.title for setting in settings]
@@ -225,6 +245,24 @@ def _entry(setting: Setting) -> dict[str, Any]:
     }
 
 
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def missing(settings: Sequence[Setting]) -> list[str]:
+    """A line for each gap of each setting."""
+    return [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
+
+
+def markdown(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> str:
+    """The tables and what is missing in Markdown; the arguments are those of `render`."""
+    parts = [f"# {escaped(title)}", *(table.markdown() for table in tables), escaped(NOTES)]
+    gaps = [f"- {escaped(gap)}" for gap in missing(settings)]
+    parts += ["\n".join(["## Missing", "", *gaps])] if gaps else []
+    return "\n\n".join(parts) + "\n"
+
+
 def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> str:
     """The page.
 
@@ -244,14 +282,14 @@ def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> 
     entries = [_entry(setting) for setting in track(settings, "report: figures")]
     jobs = sum(len(setting.jobs) for setting in settings)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    gaps = [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
+    summary = f"{counted(len(settings), 'setting')}, {counted(jobs, 'run')}; made {made}"
     return environment.get_template("page.html.j2").render(
         title=title,
-        summary=f"{len(settings)} settings, {jobs} runs; made {made}",
+        summary=summary,
         tables=tables,
         notes=NOTES,
-        gaps=gaps,
-        comparison=comparison(settings),
+        gaps=missing(settings),
+        comparison=differences(tables) + comparison(settings),
         differing=differing(settings),
         settings=entries,
     )

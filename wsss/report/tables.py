@@ -3,72 +3,68 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
+from wsss.report.compare import compared, pairs
 from wsss.report.gather import Setting
+from wsss.report.table import NONE, NOT_RUN, Table
 
-PUBLISHED = Path(__file__).with_name("published.yaml")
-NOT_RUN = "not run"
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        title: heading.
-        note: what a reader must know to read it.
-        columns: their names.
-        rows: cells as text.
-        numbers: how many columns from the right are aligned as numbers.
-    """
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: int
-
-    def without_empty_published(self) -> Table:
-        """The table without columns `published` in which there is nothing but dashes."""
-        kept = [
-            i
-            for i, name in enumerate(self.columns)
-            if name != "published" or any(row[i] != NONE for row in self.rows)
-        ]
-        return Table(
-            self.title,
-            self.note,
-            tuple(self.columns[i] for i in kept),
-            tuple(tuple(row[i] for i in kept) for row in self.rows),
-            self.numbers - (len(self.columns) - len(kept)),
-        )
-
-    def markdown(self) -> str:
-        """The table in Markdown, columns aligned."""
-        lines = [[c.replace("|", "\\|") for c in row] for row in (self.columns, *self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        shown = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-            for line in lines
-        ]
-        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-        return "\n".join([f"## {self.title}", "", shown[0], rule, *shown[1:], "", self.note])
+RECIPES = Path(__file__).resolve().parents[2] / "conf" / "experiment"
 
 
 @cache
 def published() -> dict[str, dict[str, dict[str, Any]]]:
-    """Published figures by data set and experiment."""
-    content = OmegaConf.to_container(OmegaConf.load(PUBLISHED))
-    assert isinstance(content, dict)
-    return content  # type: ignore[return-value]
+    """Published figures by data set and experiment: the key `published` of the recipes.
+
+    A recipe built on another one has that one's data set unless it chooses its own. Figures are not
+    handed on: they belong to the recipe that gives them.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")}
+
+    def data_of(name: str) -> str:
+        data = ""
+        for entry in recipes[name].get("defaults", []):
+            if isinstance(entry, dict):
+                data = entry.get("override /data", data)
+            elif entry in recipes:
+                data = data_of(entry)
+        return data
+
+    for name in sorted(recipes):
+        figures = recipes[name].get("published")
+        if figures:
+            found.setdefault(data_of(name), {})[name] = figures
+    return found
+
+
+Row = tuple[str, ...]
+Measured = tuple[str, tuple[str, ...]]  # of `Setting.measured_on`
+
+
+def by_data(
+    rows: Iterable[tuple[Measured, Row]], make: Callable[[str, list[Row]], Table]
+) -> list[Table]:
+    """A table for each data set: figures on different ones can't be ranked.
+
+    Args:
+        rows: each with what it was measured on.
+        make: a table from what its title is to end in and its rows.
+    """
+    groups: dict[Measured, list[Row]] = {}
+    for measured, row in rows:
+        groups.setdefault(measured, []).append(row)
+    endings: list[str] = []
+    for words, _ in groups:
+        ending = f": {words}" if len(groups) > 1 and words else ""
+        others = sum(one == ending for one in endings)
+        endings.append(f"{ending} ({others + 1})" if others else ending)
+    return [make(e, rows) for e, rows in zip(endings, groups.values(), strict=True)]
 
 
 def published_figure(setting: Setting, stage: str, *keys: str) -> str:
@@ -77,7 +73,7 @@ def published_figure(setting: Setting, stage: str, *keys: str) -> str:
     Args:
         setting: what it is to stand beside.
         stage: the stage whose score it is; it must have scored the whole split.
-        keys: where the figure lies in `published.yaml`.
+        keys: where the figure lies under the recipe's key `published`.
     """
     value: Any = published().get(str(setting.data), {}).get(str(setting.experiment), {})
     if setting.overrides or not setting.scored_whole(stage):
@@ -106,37 +102,34 @@ def cell(values: Sequence[float], seeds: int | None = None) -> str:
     return f"{spread(values)} ({len(values)} of {seeds})" if fewer else spread(values)
 
 
-def seed_table(settings: Sequence[Setting]) -> Table | None:
+def seed_tables(settings: Sequence[Setting]) -> list[Table]:
     """Scores of the class maps as seeds."""
     rows = []
     for setting in settings:
         for kind in setting.rows("eval_cam"):
             best = setting.values("eval_cam", kind, "miou_best_threshold")
             at = setting.values("eval_cam", kind, "best_threshold")
-            rows.append(
-                (
-                    setting.title,
-                    kind,
-                    cell(setting.values("eval_cam", kind)),
-                    cell(best),
-                    "" if not at else "–".join(dict.fromkeys(f"{f(at):.2f}" for f in (min, max))),
-                    published_figure(setting, "eval_cam", "seed")
-                    if kind == setting.main("eval_cam")
-                    else NONE,
-                    str(len(setting.values("eval_cam", kind))),
-                )
+            row = (
+                setting.title,
+                kind,
+                cell(setting.values("eval_cam", kind)),
+                cell(best),
+                "" if not at else "–".join(dict.fromkeys(f"{f(at):.2f}" for f in (min, max))),
+                published_figure(setting, "eval_cam", "seed")
+                if kind == setting.main("eval_cam")
+                else NONE,
+                str(len(setting.values("eval_cam", kind))),
             )
-    if not rows:
-        return None
+            rows.append((setting.measured_on("eval_cam"), row))
     note = (
         "mIoU in %, image labels known, as in the papers. The best threshold is chosen on the "
         "masks that are scored; arg max is not."
     )
     columns = ("run", "map", "arg max", "best threshold", "at", "published", "seeds")
-    return Table("Seeds", note, columns, tuple(rows), 5)
+    return by_data(rows, lambda end, rows: Table(f"Seeds{end}", note, columns, tuple(rows), 5))
 
 
-def mask_table(settings: Sequence[Setting]) -> Table | None:
+def mask_tables(settings: Sequence[Setting]) -> list[Table]:
     """From seeds to pseudo masks."""
     rows = []
     for setting in settings:
@@ -145,20 +138,17 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
             continue
         seed = max(setting.values("crf", "seed"), setting.values("irn_masks", "seed"), key=len)
         seeds = max(len(crf), len(mask))
-        rows.append(
-            (
-                setting.title,
-                cell(seed, seeds),
-                published_figure(setting, "crf" if crf else "irn_masks", "seed"),
-                cell(crf, seeds),
-                published_figure(setting, "crf", "crf"),
-                cell(mask, seeds),
-                published_figure(setting, "irn_masks", "mask"),
-                str(seeds),
-            )
+        row = (
+            setting.title,
+            cell(seed, seeds),
+            published_figure(setting, "crf" if crf else "irn_masks", "seed"),
+            cell(crf, seeds),
+            published_figure(setting, "crf", "crf"),
+            cell(mask, seeds),
+            published_figure(setting, "irn_masks", "mask"),
+            str(seeds),
         )
-    if not rows:
-        return None
+        rows.append((setting.measured_on("crf" if crf else "irn_masks"), row))
     note = "mIoU in %, image labels known. Mask: after IRN's random walk."
     columns = (
         "run",
@@ -170,10 +160,12 @@ def mask_table(settings: Sequence[Setting]) -> Table | None:
         "published",
         "seeds",
     )
-    return Table("Pseudo masks", note, columns, tuple(rows), 7)
+    return by_data(
+        rows, lambda end, rows: Table(f"Pseudo masks{end}", note, columns, tuple(rows), 7)
+    )
 
 
-def segmentation_table(settings: Sequence[Setting]) -> Table | None:
+def segmentation_tables(settings: Sequence[Setting]) -> list[Table]:
     """Scores of the segmentation network."""
     rows = []
     for setting in settings:
@@ -187,25 +179,24 @@ def segmentation_table(settings: Sequence[Setting]) -> Table | None:
                 if (one := job.stage(stage)) is not None
             }
             plain = setting.values(stage, "network")
-            rows.append(
-                (
-                    setting.title,
-                    split,
-                    ", ".join(sorted(starts)),
-                    cell(plain),
-                    cell(setting.values(stage, "crf"), len(plain)),
-                    published_figure(setting, stage, "seg", split),
-                    str(len(plain)),
-                )
+            row = (
+                setting.title,
+                split,
+                ", ".join(sorted(str(start) for start in starts)),
+                cell(plain),
+                cell(setting.values(stage, "crf"), len(plain)),
+                published_figure(setting, stage, "seg", split),
+                str(len(plain)),
             )
-    if not rows:
-        return None
+            rows.append((setting.measured_on(stage), row))
     note = "mIoU in %, image labels unknown. Published numbers are with CRF."
     columns = ("run", "split", "initial weights", "network", "+ CRF", "published", "seeds")
-    return Table("Segmentation", note, columns, tuple(rows), 4)
+    return by_data(
+        rows, lambda end, rows: Table(f"Segmentation{end}", note, columns, tuple(rows), 4)
+    )
 
 
-def published_table(settings: Sequence[Setting]) -> Table | None:
+def published_tables(settings: Sequence[Setting]) -> list[Table]:
     """What is published on the data of these runs, ours beside it or `not run`."""
     rows = []
     for data in dict.fromkeys(str(setting.data) for setting in settings):
@@ -217,29 +208,32 @@ def published_table(settings: Sequence[Setting]) -> Table | None:
             ]
             seed = ours[0].values("eval_cam", ours[0].main("eval_cam")) if ours else []
             segmentation = figures.get("seg", {})
-            rows.append(
-                (
-                    data,
-                    figures["row"],
-                    experiment,
-                    *(f"{figures[k]:g}" if k in figures else NONE for k in ("seed", "crf", "mask")),
-                    f"{segmentation['val']:g}" if "val" in segmentation else NONE,
-                    cell(seed),
-                    figures["source"],
-                )
+            row = (
+                data,
+                figures["row"],
+                experiment,
+                *(f"{figures[k]:g}" if k in figures else NONE for k in ("seed", "crf", "mask")),
+                f"{segmentation['val']:g}" if "val" in segmentation else NONE,
+                cell(seed),
+                figures["source"],
             )
-    if not rows:
-        return None
+            rows.append(((data, ()), row))
     columns = ("data", "row", "experiment", "seed", "+ CRF", "mask", "val", "our seed", "source")
-    return Table("Published on this data", "mIoU in %.", columns, tuple(rows), 6)
+    return by_data(
+        rows,
+        lambda end, rows: Table(
+            f"Published on this data{end}", "mIoU in %.", columns, tuple(rows), 6
+        ),
+    )
 
 
 def tables(settings: Sequence[Setting]) -> list[Table]:
     """All tables that these runs have numbers for."""
-    made = (
-        seed_table(settings),
-        mask_table(settings),
-        segmentation_table(settings),
-        published_table(settings),
-    )
-    return [table.without_empty_published() for table in made if table is not None]
+    made = [
+        *seed_tables(settings),
+        *mask_tables(settings),
+        *segmentation_tables(settings),
+        *compared(pairs(settings)),
+        *published_tables(settings),
+    ]
+    return [table.without_empty_published() for table in made]
