@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -127,6 +128,8 @@ def one_line(error: BaseException) -> str:
         if isinstance(cause, WsssError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return _disk_line(error)
     text = str(error).replace("\n", " ").strip()
     missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing:
@@ -274,18 +277,44 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
+class Signalled(SystemExit):
+    """SIGINT or SIGTERM has come. (A KeyboardInterrupt Lightning ends with code 1, mute.)"""
+
+
+def _on_signal(number: int, frame: object) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)  # once is enough; what is open is being closed
+    raise Signalled(128 + number)
+
+
+def _listen() -> None:
+    """Have SIGINT and SIGTERM end the program with a line and 128 + their number."""
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+
+
+# What a disk or its rights can do to any write.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _disk_line(error: OSError) -> str:
+    """A failed write as one line with its way out."""
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror}; make room or get the right to write there, or give "
+        "paths.outputs=FOLDER (and paths.cache) elsewhere"
+    )
+
+
 def _guarded(work: Callable[[], object], debug: bool) -> int:
     """Exit code of `work`, its errors told."""
+    _listen()
     try:
         work()
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on where it was")
-        return 130
-    except SystemExit as error:
-        if type(error).__name__ != "SIGTERMException":  # Lightning's, with no exit code
-            raise
-        fail("terminated; the same command goes on where it was")
-        return 128 + signal.SIGTERM
+    except Signalled as error:
+        word = "stopped" if error.code == 128 + signal.SIGINT else "terminated"
+        fail(f"{word}; the same command goes on where it was")
+        return int(str(error.code))
     except Exception as error:
         if debug or not _is_users(error):
             traceback.print_exc()
@@ -350,6 +379,8 @@ def _is_users(error: BaseException) -> bool:
         if isinstance(cause, WsssError):
             return True
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return True
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,31 +15,83 @@ from typing import Any
 
 from wsss.errors import WsssError
 
+PART = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d+)\.part")  # temporary files of `atomic`
+
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that is renamed to it when the block ends without error."""
+def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that is renamed to it when the block ends without error.
+
+    Args:
+        path: the file that appears whole or not at all; its folder is made.
+        durable: have the disk hold it before it has its name, so that a power cut leaves no empty
+            file. That costs milliseconds; what is made by thousands waits for `os.sync` instead.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
     try:
         yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _host() -> str:
+    """Name of this machine, without dots."""
+    return platform.node().partition(".")[0]
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove temporary files that killed processes of this machine have left below a folder."""
+    for path in folder.rglob(".*.part"):
+        found = PART.fullmatch(path.name)
+        if found and found["host"] == _host() and not alive(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all. Keys keep their order: that of classes is their ids'."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    """Write JSON, whole or not at all. Keys keep their order: that of classes is their ids'.
+
+    What is no number (NaN, infinity), for which JSON has no word, becomes null.
+    """
+    with atomic(path, durable=True) as temporary:
+        text = json.dumps(_finite(content), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; a file that is not JSON is a `WsssError`."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WsssError(f"{path}: can't be read as JSON ({error})") from error
+        raise WsssError(
+            f"{path}: can't be read as JSON ({error}); delete it, and the command that made it "
+            "makes it again"
+        ) from error
 
 
 def digest(content: Any) -> str:

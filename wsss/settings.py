@@ -57,7 +57,9 @@ def resolve(kind: type[T], content: Mapping[str, Any], key: str = "") -> T:
 def _line(error: ValidationError, kind: type, key: str) -> str:
     """The first fault as one line: key, value, what is wanted."""
     # An unknown key first: it is often the reason for another one that is missing.
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "unexpected_keyword_argument")
+    faults = sorted(
+        error.errors(), key=lambda fault: fault["type"] != "unexpected_keyword_argument"
+    )
     fault = faults[0]
     # Of a union every member complains; its names are no part of the key.
     place = [str(part) for part in fault["loc"] if _is_key(part)]
@@ -99,5 +101,7 @@ def _known(kind: Any, place: list[str]) -> list[str]:
 
     for name in place:
         hint = get_type_hints(kind).get(name, kind)
-        kind = next((h for h in (hint, *get_args(hint)) if hasattr(h, "__dataclass_fields__")), kind)
+        kind = next(
+            (h for h in (hint, *get_args(hint)) if hasattr(h, "__dataclass_fields__")), kind
+        )
     return [field.name for field in fields(kind)]

@@ -13,8 +13,11 @@ from pytorch_lightning.loggers import Logger
 
 from wsss.build.settings import Settings, plain
 from wsss.data.base import ImageSet
+from wsss.evaluation.per_image import CONFUSIONS, write_confusions
+from wsss.evaluation.scoring import Score, tally
 from wsss.files import flatten, write_json
 from wsss.run.folder import StageFolder, revision
+from wsss.run.pool import each
 from wsss.run.process import is_main_process, relative, say
 from wsss.run.progress import duration
 from wsss.show.dashboard import show_facts, show_scores
@@ -109,22 +112,35 @@ class Job:
         return loggers
 
     def scores(
-        self, rows: Mapping[str, Mapping[str, Any]], main: str, **facts: Any
-    ) -> dict[str, Any]:
-        """Write scores to `metrics.json`, draw and log them.
+        self,
+        scores: Mapping[str, Score],
+        names: Sequence[str],
+        main: str,
+        workers: int,
+        **facts: Any,
+    ) -> dict[str, dict[str, Any]]:
+        """Score some images, keep `metrics.json` and `confusions.npz`, draw and log.
 
         Args:
-            rows: figures by row, see `show_scores`.
+            scores: what counts the pixels of an image, by row.
+            names: the images.
             main: the row that the stage is about.
-            facts: what else is to be known of them.
+            workers: number of processes; -1: one per core.
+            facts: what else is to be known of the scores.
 
         Returns:
-            What was written.
+            Figures by row.
         """
-        content = {**rows, "main": main, "miou": rows[main]["miou"], **facts}
+        totals = {
+            row: tally(one, each(one, names, f"{self.stage}: score {row}", workers))
+            for row, one in scores.items()
+        }
+        rows = {row: total.figures() for row, total in totals.items()}
+        write_confusions(self.path / CONFUSIONS, {r: t.confusions() for r, t in totals.items()})
+        content = {**rows, "main": main, "miou": rows[main]["miou"], "images": len(names), **facts}
         write_json(self.path / METRICS, content)
         show_scores(self.loggers, self.path, rows, main)
-        return content
+        return rows
 
     def facts(self, facts: Mapping[str, float | None]) -> None:
         """Log what a stage without scores has to tell."""

@@ -54,9 +54,7 @@ def build_network(s: Settings, classes: tuple[str, ...], pretrained: bool = True
     host = build_host(s, classes, pretrained)
     branch = None
     if s.method.branch is not None:
-        branch = s.method.branch(
-            channels=host.channels, num_classes=len(classes), seed=s.seed
-        )
+        branch = s.method.branch(channels=host.channels, num_classes=len(classes), seed=s.seed)
     return SeedNetwork(host, branch, s.optimizer, choose_memory_format(s.trainer.memory_format))
 
 
@@ -157,7 +155,9 @@ def training_identity(s: Settings) -> dict[str, Any]:
     method.pop("test", None)
     data = plain(s.data)
     return {
-        "data": {k: data[k] for k in ("name", "train_split", "crop_size", "long_side", "batch_size")},
+        "data": {
+            k: data[k] for k in ("name", "train_split", "crop_size", "long_side", "batch_size")
+        },
         "host": plain(s.host),
         "method": {"name": s.method.name, **method},
         "backbone": backbone_identity(s),

@@ -264,9 +264,7 @@ def resolve_settings(cfg: DictConfig) -> Settings:
     given["data"] = data
     for key in ("logger", "callbacks"):
         entries = (given[key] or {}).items()
-        given[key] = {
-            name: component(entry, f"{key}.{name}") for name, entry in entries if entry
-        }
+        given[key] = {name: component(entry, f"{key}.{name}") for name, entry in entries if entry}
     return resolve(Settings, given)
 
 

@@ -20,13 +20,13 @@ from wsss.errors import WsssError
 from wsss.files import missing_files_of
 from wsss.run.callbacks import (
     CHECKPOINT,
-    EndOnSigterm,
+    AtomicCheckpoints,
     FiniteLoss,
     PredictionProgress,
     SeedEpochs,
 )
 from wsss.run.compute import choose_precision
-from wsss.run.logs import METRICS, join_metrics, read_metrics
+from wsss.run.logs import join_metrics, keep_metrics
 from wsss.run.process import say
 from wsss.show.charts import draw_training
 
@@ -54,11 +54,12 @@ def build_trainer(
         return pl.Trainer(
             **options,
             default_root_dir=folder,
-            callbacks=[*callbacks, EndOnSigterm()],
+            callbacks=list(callbacks),
             logger=list(loggers) or False,
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            plugins=[AtomicCheckpoints()],
             enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         )
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError) as error:
@@ -74,17 +75,21 @@ class Fitted:
 
     Attributes:
         steps: optimizer steps of all its starts.
-        loss: the last one.
+        loss: the last one; None where nothing was logged.
         device: where it ran.
         checkpoint: the file of the weights.
         figures: PNG files of what its log shows.
     """
 
     steps: int
-    loss: float
+    loss: float | None
     device: torch.device
     checkpoint: Path
     figures: list[Path]
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        return f"{self.steps} steps in {{time}}{loss}"
 
 
 def fit(
@@ -112,23 +117,34 @@ def fit(
     own = [c(**({"folder": path} if c.takes("folder") else {})) for c in s.callbacks.values()]
     checkpoint = path / CHECKPOINT
     resume = checkpoint if checkpoint.is_file() else None
-    earlier = read_metrics(path / METRICS) if resume else []
-    engine = build_trainer(
-        s, path, [SeedEpochs(s.seed), FiniteLoss(rate), *own], job.loggers, **trainer
-    )
     resumed_at = 0
     if resume:
         resumed_at = read_step(resume)
         say(f"{job.stage}: resumes at step {resumed_at}")
+        if job.main:
+            keep_metrics(path, resumed_at)
     elif greeting:
         say(f"{job.stage}: {greeting}")
+    # A training of few steps is logged, too.
+    every = min(s.trainer.log_every_n_steps, data.steps_per_epoch)
+    engine = build_trainer(
+        s,
+        path,
+        [SeedEpochs(s.seed), FiniteLoss(rate), *own],
+        job.loggers,
+        log_every_n_steps=every,
+        **trainer,
+    )
     engine.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     figures: list[Path] = []
+    loss: float | None = None
     if job.main:
-        if resume:
-            join_metrics(earlier, path / METRICS, resumed_at)
-        figures = draw_training(read_metrics(path / METRICS), path)
-    loss = float(engine.callback_metrics.get("train/loss", torch.nan))
+        rows = join_metrics(path)
+        figures = draw_training(rows, path)
+        # Of a training that had ended when it was killed nothing is left but its log.
+        logged = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+        last = engine.callback_metrics.get("train/loss", logged[-1] if logged else None)
+        loss = None if last is None else float(last)
     device = engine.strategy.root_device
     return Fitted(engine.global_step, loss, device, checkpoint, figures)
 
@@ -177,7 +193,6 @@ def predict(
 
 
 def still_missing(names: Sequence[str], *folders: tuple[Path, str]) -> list[str]:
-    """Names that lack a file in any of some folders, given with the files' suffix; in their order."""
+    """Names that lack a file in any of some folders, given with its suffix; in their order."""
     lacking = {name for folder, end in folders for name in missing_files_of(folder, names, end)}
     return [name for name in names if name in lacking]
-

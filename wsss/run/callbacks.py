@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from wsss.errors import WsssError
+from wsss.files import atomic
 from wsss.run.progress import Lines, bar, track
 
 CHECKPOINT = "last.ckpt"
@@ -64,6 +66,26 @@ class EpochCheckpoint(ModelCheckpoint):
         )
 
 
+def seed_of(*key: int) -> int:
+    """A seed for generators that take 32 bits; other keys, however alike, give another one."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place and renames them, once the disk holds them.
+
+    Lightning's own way writes to the temporary folder; moved to another file system from there, a
+    kill or a full disk would leave half of the only checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        with atomic(Path(path), durable=True) as temporary:
+            torch.save(checkpoint, temporary)
+
+
 class SeedEpochs(Callback):
     """Seeds the global generators from (seed, epoch) at each epoch's start.
 
@@ -75,9 +97,8 @@ class SeedEpochs(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed Python, NumPy and PyTorch; each process differently."""
-        pl.seed_everything(
-            (self.seed * 1000 + trainer.current_epoch) * 64 + trainer.global_rank, verbose=False
-        )
+        key = (self.seed, trainer.current_epoch, trainer.global_rank)
+        pl.seed_everything(seed_of(*key), verbose=False)
 
 
 class FiniteLoss(Callback):
@@ -133,18 +154,6 @@ class FiniteLoss(Callback):
         kept = Path(str(getattr(trainer.checkpoint_callback, "dirpath", None) or ".")) / CHECKPOINT
         good = f"; the last good checkpoint is {kept}" if kept.is_file() else ""
         raise WsssError(f"{what} at step {step}: lower {self.key} or set a gradient_clip_val{good}")
-
-
-class EndOnSigterm(Callback):
-    """Ends a prediction after the image at which SIGTERM came; Lightning ends trainings alone.
-
-    Without it `kill`, or Slurm at a job's time limit, would be ignored until the last image.
-    """
-
-    def on_predict_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Leave with Lightning's own exception."""
-        if trainer.received_sigterm:
-            raise SIGTERMException
 
 
 class PredictionProgress(Callback):

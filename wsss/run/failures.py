@@ -15,8 +15,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from wsss.files import read_json, write_json
+from wsss.run.folder import FAILED
 
-FAILED = "failed.json"
 # The sweep's folder of notices. The environment reaches jobs in other processes; what they return
 # is for the sweeper alone.
 NOTICES = "WSSS_FAILED_JOBS"

@@ -1,18 +1,25 @@
-"""What stages hand to one another: class-map files, masks, manifests. All writes are atomic."""
+"""The folders of stages: what was made, from what, and whether it is finished."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import platform
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from wsss import __version__
 from wsss.errors import WsssError
-from wsss.files import digest, flatten, read_json, write_json
+from wsss.files import digest, flatten, read_json, remove_parts, write_json
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+FAILED = "failed.json"  # why a job failed, see `wsss.run.failures`
+LOCK = ".lock"
 
 
 def _difference(old: Any, new: Any) -> str:
@@ -27,15 +34,15 @@ class StageFolder:
     """The folder of one stage of one run, with its manifest.
 
     A stage opens its folder with what determines its result, works, and closes it by writing
-    `manifest.json` last. Opened again with the same settings it is finished; with others it is
-    refused; without a manifest it goes on where it was.
+    `manifest.json` last. Opened again with the same settings it is finished; with others, or with
+    files of no known origin in it, it is refused; with a start mark alone it goes on where it was.
 
     Attributes:
         path: the folder.
         stage: the stage's name.
         settings: everything that the result depends on, as plain content.
-        inputs: hashes of the stages that this one reads, by name.
-        finished: whether the same work is already done.
+        inputs: hashes of what it reads, by name.
+        finished: whether the same work is done already.
         resumed: whether work of the same settings was begun and not ended.
     """
 
@@ -45,67 +52,133 @@ class StageFolder:
     inputs: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     resumed: bool = False
+    _lock: TextIO | None = None
 
     @property
     def hash(self) -> str:
         """Hash of settings and inputs."""
         return digest({"settings": self.settings, "inputs": self.inputs})
 
-    def open(self, overwrite: bool = False, main: bool = True) -> StageFolder:
+    def open(
+        self,
+        overwrite: bool = False,
+        main: bool = True,
+        lacking: Callable[[], Sequence[str]] = tuple,
+    ) -> StageFolder:
         """Look what is there and make the folder ready.
 
         Args:
-            overwrite: throw away what is there and begin anew.
+            overwrite: throw away what is finished, or of other settings, and begin anew. What was
+                begun with the same settings goes on all the same.
             main: whether this process may change the folder; of several only one may, the others
                 just look whether the work is done.
+            lacking: says which files of a finished stage are not there; then it goes on.
 
         Raises:
-            WsssError: the folder holds results of other settings and `overwrite` is false.
+            WsssError: the folder holds something else and `overwrite` is false, or another process
+                works in it.
         """
         if not main:
             path = self.path / MANIFEST
             done = path.is_file() and read_json(path).get("hash") == self.hash
-            self.finished = done and not overwrite
+            self.finished = done and not overwrite and not lacking()
             return self
-        now = {"settings": self.settings, "inputs": self.inputs}
-        for name in (MANIFEST, STARTED):
-            path = self.path / name
-            if not path.is_file():
-                continue
-            there = read_json(path)
-            if there.get("hash") == self.hash:
-                self.finished = name == MANIFEST and not overwrite
-                self.resumed = name == STARTED
-                if self.finished or not overwrite:
-                    return self
-                break
-            if name == STARTED and not self._results():
-                break  # it failed before anything was made
-            if not overwrite:
-                old = {"settings": there.get("settings"), "inputs": there.get("inputs")}
-                raise WsssError(
-                    f"{self.path}: holds {self.stage} of other settings "
-                    f"({_difference(old, now)}); give another run_name=, or overwrite=true"
-                )
-            break
-        if overwrite and self.path.is_dir():
-            for entry in self.path.iterdir():
-                if entry.name != ".hydra":
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        self.finished = self.resumed = False
-        write_json(self.path / STARTED, {"hash": self.hash, **now})
+        self._take_lock()
+        remove_parts(self.path)
+        note, there = self._state()
+        same = there.get("hash") == self.hash
+        if note == MANIFEST and same and not overwrite:
+            absent = lacking()
+            self.finished = not absent
+            if absent:
+                self._mark()
+                (self.path / MANIFEST).unlink()
+                self.resumed = True
+            else:
+                self._release()
+            return self
+        if note == STARTED and same and not there.get("clearing"):
+            self.resumed = True
+            return self
+        foreign = self._foreign(note, there)
+        if foreign and not overwrite:
+            raise WsssError(f"{self.path}: {foreign}; give another run_name=, or overwrite=true")
+        # From here on the folder says that what is in it is being thrown away: whoever finds it
+        # after a kill goes on with that, and takes nothing of it for results.
+        self._mark(clearing=True)
+        for entry in sorted(self.path.iterdir(), key=lambda e: e.name != MANIFEST):
+            if entry.name not in (STARTED, LOCK, ".hydra") and not _is_log(entry):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        self._mark()
         return self
+
+    def _state(self) -> tuple[str | None, dict[str, Any]]:
+        """Which note lies there, and what it says."""
+        for name in (STARTED, MANIFEST):
+            path = self.path / name
+            if path.is_file():
+                there = read_json(path)
+                if name == MANIFEST or there.get("clearing") or not self._has(MANIFEST):
+                    return name, there
+        return None, {}
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def _foreign(self, note: str | None, there: dict[str, Any]) -> str | None:
+        """What speaks against beginning in this folder."""
+        results = self._results()
+        if not results or there.get("clearing"):
+            return None
+        if note is None:
+            return f"holds {results[0].name}, of which nothing says how it was made"
+        old = {"settings": there.get("settings"), "inputs": there.get("inputs")}
+        now = {"settings": self.settings, "inputs": self.inputs}
+        return f"holds {self.stage} of other settings ({_difference(old, now)})"
 
     def _results(self) -> list[Path]:
         """What lies in the folder besides notes of its beginning and logs."""
-        return [
-            path
-            for path in self.path.iterdir()
-            if path.name not in (STARTED, ".hydra") and path.suffix != ".log"
-        ]
+        notes = (STARTED, LOCK, FAILED, ".hydra")
+        return [p for p in self.path.iterdir() if p.name not in notes and not _is_log(p)]
+
+    def _mark(self, **more: Any) -> None:
+        now = {"settings": self.settings, "inputs": self.inputs}
+        write_json(self.path / STARTED, {"hash": self.hash, **now, **more})
+
+    def _take_lock(self) -> None:
+        """Hold the folder as long as this process lives.
+
+        Raises:
+            WsssError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise WsssError(
+                f"{self.path}: {holder} works on this stage; wait for it, or end it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self._lock = file
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     def close(self, **facts: Any) -> None:
         """Write the manifest: settings, hash, inputs, versions, revision, and the given facts."""
+        os.sync()  # a power cut after this moment finds whole files, not just their names
         write_json(
             self.path / MANIFEST,
             {
@@ -119,6 +192,7 @@ class StageFolder:
             },
         )
         (self.path / STARTED).unlink(missing_ok=True)
+        self._release()
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -126,11 +200,24 @@ class StageFolder:
         return read_json(self.path / MANIFEST)
 
 
-def require(folder: Path, stage: str, wanted_by: str) -> dict[str, Any]:
+def _is_log(path: Path) -> bool:
+    return path.suffix == ".log"
+
+
+def require(
+    folder: Path, stage: str, wanted_by: str, classes: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The manifest of a stage that another one reads.
 
+    Args:
+        folder: where it lies.
+        stage: the stage.
+        wanted_by: the stage that asks.
+        classes: foreground class names in the order of their ids; the stage must have had these.
+
     Raises:
-        WsssError: the stage has not ended there; the message says what to run.
+        WsssError: the stage has not ended there, or knew other classes; the message says what to
+            do.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -138,7 +225,32 @@ def require(folder: Path, stage: str, wanted_by: str) -> dict[str, Any]:
             f"stage={wanted_by} needs stage={stage}, which has not ended in {folder}; "
             f"run the same command with stage={stage} first"
         )
-    return read_json(path)
+    made = read_json(path)
+    if classes is not None:
+        check_classes(str(folder), made.get("class_names"), classes)
+    return made
+
+
+def check_classes(what: str, had: Sequence[str] | None, now: Sequence[str]) -> None:
+    """Check that class ids mean the same where something was made and where it is used.
+
+    Args:
+        what: what was made, for the message.
+        had: class names in the order of their ids; None: not recorded.
+        now: those of the data set.
+
+    Raises:
+        WsssError: names or their order differ.
+    """
+    if had is None or list(had) == list(now):
+        return
+    pairs = [(a, b) for a, b in zip_longest(had, now, fillvalue="nothing") if a != b]
+    order = "in another order" if sorted(had) == sorted(now) else "other classes"
+    raise WsssError(
+        f"{what}: made for {order} than the data set has now ({len(had)} against {len(now)}; where "
+        f"it had '{pairs[0][0]}' there is '{pairs[0][1]}'); put the class list back, or give "
+        "another run_name="
+    )
 
 
 def versions() -> dict[str, str]:

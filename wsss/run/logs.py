@@ -14,6 +14,7 @@ from wsss.files import atomic
 from wsss.run.process import is_main_process
 
 METRICS = "metrics.csv"
+EARLIER = "metrics.earlier.csv"  # rows of former starts of a training
 WANDB_ID = "run_id.txt"
 
 
@@ -98,20 +99,36 @@ def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(row))
-    with path.open("w", newline="") as file:
+    with atomic(path, durable=True) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def join_metrics(earlier: Sequence[Mapping[str, Any]], path: Path, resumed_at: int) -> None:
-    """Put the rows of an interrupted training, up to where it was resumed, before the new ones.
+def keep_metrics(folder: Path, resumed_at: int) -> None:
+    """Put the rows of an interrupted training aside before its logger begins a new file.
+
+    They lie in a file of their own until `join_metrics`, so that any number of kills loses none.
 
     Args:
-        earlier: rows that were there before resuming.
-        path: `metrics.csv` that the resumed training wrote.
-        resumed_at: step of the checkpoint.
+        folder: the stage's folder.
+        resumed_at: step of the checkpoint; later rows are made again.
     """
-    kept = [row for row in earlier if row.get("step") and int(row["step"]) < resumed_at]
-    if kept:
-        write_metrics(path, [*kept, *read_metrics(path)])
+    rows = [*read_metrics(folder / EARLIER), *read_metrics(folder / METRICS)]
+    kept = [row for row in rows if row.get("step") and int(row["step"]) < resumed_at]
+    # A kill between the two files leaves rows in both.
+    once = {tuple(sorted((k, v) for k, v in row.items() if v)): row for row in kept}
+    if once:
+        write_metrics(folder / EARLIER, list(once.values()))
+    (folder / METRICS).unlink(missing_ok=True)
+
+
+def join_metrics(folder: Path) -> list[dict[str, str]]:
+    """All rows of a training that has ended, in one `metrics.csv`."""
+    earlier, new = read_metrics(folder / EARLIER), read_metrics(folder / METRICS)
+    if earlier:
+        last = max(int(row["step"]) for row in earlier)
+        rows = [*earlier, *(row for row in new if int(row.get("step") or 0) > last)]
+        write_metrics(folder / METRICS, rows)
+        (folder / EARLIER).unlink()
+    return read_metrics(folder / METRICS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wsss.data.masks import write_mask
 from wsss.maps.functional import resize_maps
 from wsss.refine.crf import CrfSettings, crf_from_probabilities
+from wsss.run.pool import process_pool
 from wsss.segmentation.settings import EvalSettings
 
 Logits = Callable[[Tensor], Tensor]  # normalized images (B, 3, H, W) -> (B, C, h, w)
@@ -117,12 +118,19 @@ class CrfQueue:
         self.settings, self.workers = settings, workers
         self.pending: set[Future[None]] = set()
         self.pool: ProcessPoolExecutor | None = None
-        if workers > 1:
-            # A process that has begun to use a GPU must not be forked.
-            context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else None)
-            self.pool = ProcessPoolExecutor(
-                workers, context, initializer=torch.set_num_threads, initargs=(1,)
-            )
+        self.stack = ExitStack()
+
+    def __enter__(self) -> CrfQueue:
+        if self.workers > 1:
+            self.pool = self.stack.enter_context(process_pool(self.workers))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        """Wait until all are written; after an error what still waits is dropped."""
+        if error[0] is None:
+            while self.pending:
+                self._collect()
+        return self.stack.__exit__(*error)
 
     def add(self, path: Path, picture: np.ndarray, probabilities: np.ndarray) -> None:
         """Refine one photograph and write its label map; waits while the queue is full.
@@ -138,16 +146,6 @@ class CrfQueue:
         self.pending.add(
             self.pool.submit(_refine_file, path, picture, probabilities, self.settings)
         )
-
-    def finish(self) -> None:
-        """Wait until all are written."""
-        while self.pending:
-            self._collect()
-
-    def close(self) -> None:
-        """End the processes; what still waits is dropped."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self) -> None:
         done, self.pending = wait(self.pending, return_when=FIRST_COMPLETED)

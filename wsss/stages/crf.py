@@ -16,7 +16,7 @@ from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import write_mask
 from wsss.data.photographs import load_image
-from wsss.evaluation.scoring import MASKS, MaskScore, SeedScore, miou, scored_names
+from wsss.evaluation.scoring import MASKS, MaskScore, SeedScore, scored_names
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import crf_from_probabilities, seed_probabilities
@@ -65,14 +65,11 @@ def run(s: Settings) -> Result:
     }
     text = ""
     if scored:
-        classes = image_set.classes
-        raw = SeedScore(image_set, source, options.background)
-        refined = MaskScore(image_set, masks)
-        rows = {
-            "seed": miou(raw, scored, workers, classes, "crf: raw seeds"),
-            "crf": miou(refined, scored, workers, classes, "crf: refined seeds"),
+        scores = {
+            "seed": SeedScore(image_set, source, options.background),
+            "crf": MaskScore(image_set, masks),
         }
-        job.scores(rows, "crf", images=len(scored), image_labels_known=True)
+        rows = job.scores(scores, scored, "crf", workers, image_labels_known=True)
         facts |= {"seed_miou": rows["seed"]["miou"], "miou": rows["crf"]["miou"]}
         text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, "
         columns["truth"] = truth_column(image_set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
 from wsss.data.masks import write_mask
 from wsss.data.transforms import Pyramid
-from wsss.evaluation.scoring import MASKS, MaskScore, SeedScore, miou, scored_names
+from wsss.evaluation.scoring import MASKS, MaskScore, Score, SeedScore, scored_names
 from wsss.files import atomic
 from wsss.maps.files import MapSource
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
@@ -103,8 +103,9 @@ def run(s: Settings) -> Result:
     }
     text = ""
     if scored:
-        rows = score(s, image_set, source, masks, scored)
-        job.scores(rows, "irn_masks", images=len(scored), image_labels_known=True)
+        scores = scores_of(s, image_set, source, masks)
+        workers = s.refine.workers
+        rows = job.scores(scores, scored, "irn_masks", workers, image_labels_known=True)
         facts["miou"] = rows["irn_masks"]["miou"]
         shown = ", ".join(f"{row} {one['miou']:.2f}" for row, one in rows.items())
         text = f"mIoU {shown}; "
@@ -113,19 +114,10 @@ def run(s: Settings) -> Result:
     return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)
 
 
-def score(
-    s: Settings, image_set: ImageSet, source: MapSource, masks: Path, names: list[str]
-) -> dict[str, Any]:
-    """Scores of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
-    rows: dict[str, tuple[Callable[[str], np.ndarray], str]] = {
-        "seed": (SeedScore(image_set, source, s.eval_cam.background), "raw seeds")
-    }
+def scores_of(s: Settings, image_set: ImageSet, source: MapSource, masks: Path) -> dict[str, Score]:
+    """Of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
+    found: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
     crf = s.folder("crf")
     if (crf / MANIFEST).is_file():
-        rows["crf"] = (MaskScore(image_set, crf / MASKS), "crf")
-    rows["irn_masks"] = (MaskScore(image_set, masks), "pseudo masks")
-    workers, classes = s.refine.workers, image_set.classes
-    return {
-        row: miou(one, names, workers, classes, f"irn_masks: {what}")
-        for row, (one, what) in rows.items()
-    }
+        found["crf"] = MaskScore(image_set, crf / MASKS)
+    return {**found, "irn_masks": MaskScore(image_set, masks)}

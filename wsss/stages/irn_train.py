@@ -113,7 +113,7 @@ def run(s: Settings) -> Result:
     with atomic(job.path / WEIGHTS) as temporary:
         torch.save({"backbone": original, "heads": heads}, temporary)
     return job.close(
-        f"{fitted.steps} steps in {{time}}, loss {fitted.loss:.4f}",
+        str(fitted),
         job.path / WEIGHTS,
         loss=fitted.loss,
         steps=fitted.steps,

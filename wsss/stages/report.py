@@ -9,7 +9,7 @@ from wsss.build.settings import Settings
 from wsss.errors import WsssError
 from wsss.files import atomic
 from wsss.report.gather import gather
-from wsss.report.page import NOTES, render
+from wsss.report.page import counted, markdown, missing, render
 from wsss.report.tables import tables
 from wsss.run.process import is_main_process, relative, say
 
@@ -29,17 +29,17 @@ def run(s: Settings) -> Result:
         )
     title = ", ".join(names)
     folder = s.folder("report")
-    gaps = [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
-    missing = ["\n".join(["## Missing", "", *(f"- {gap}" for gap in gaps)])] if gaps else []
-    text = "\n\n".join([f"# {title}", *(table.markdown() for table in made), NOTES, *missing])
-    pages = {"report.md": f"{text}\n", "report.html": render(title, settings, made)}
+    pages = {
+        "report.md": markdown(title, settings, made),
+        "report.html": render(title, settings, made),
+    }
     for name, content in pages.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     for table in made:
         say(table.markdown() + "\n")
     jobs = sum(len(setting.jobs) for setting in settings)
-    for gap in gaps:
+    for gap in missing(settings):
         say(f"missing: {gap}")
-    say(f"report: {jobs} run{'s' * (jobs != 1)} -> {relative(folder / 'report.html')}")
+    say(f"report: {counted(jobs, 'run')} -> {relative(folder / 'report.html')}")
     return Result("report")

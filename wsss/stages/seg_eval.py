@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from wsss.build.job import METRICS, Job, Result
 from wsss.build.objects import build_image_set, trainer_identity
@@ -16,7 +15,7 @@ from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import Pyramid, resize_bilinear
 from wsss.errors import WsssError
-from wsss.evaluation.scoring import MASKS, MaskScore, miou
+from wsss.evaluation.scoring import MASKS, MaskScore
 from wsss.files import write_json
 from wsss.run.pool import cores
 from wsss.run.process import relative, say
@@ -36,24 +35,6 @@ def prediction_identity(s: Settings) -> dict[str, Any]:
         **{key: options[key] for key in ("long_side", "msc", "msc_scales")},
         "precision": trainer_identity(s)["precision"],
     }
-
-
-def miou_over_truth(matrix: np.ndarray) -> float:
-    """Mean IoU in percent over the classes that occur in the truth.
-
-    What deeplab-pytorch reports. A class that is predicted somewhere and occurs nowhere lowers the
-    IoU of others, and is not itself a zero among them. Over all of VOC's or COCO's val it is the
-    same as the mean over classes that occur in truth or prediction.
-
-    Args:
-        matrix: (L, L) int64 confusion, rows true.
-    """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    there = truth > 0
-    if not there.any():
-        return float("nan")
-    return float((100 * hit[there] / (truth + predicted - hit)[there]).mean())
 
 
 def why_unscored(image_set: ImageSet, names: list[str], split: str) -> str | None:
@@ -76,19 +57,12 @@ def predict_split(
     inputs = Pyramid(
         network.mean, network.std, long_side=s.segmentation.long_side, resize=resize_bilinear
     )
-    queue = None
-    if with_crf:
-        workers = cores() if s.segmentation.workers < 0 else s.segmentation.workers
-        queue = CrfQueue(s.segmentation.eval.crf, min(workers, len(missing)))
+    workers = cores() if s.segmentation.workers < 0 else s.segmentation.workers
+    queue = CrfQueue(s.segmentation.eval.crf, min(workers, len(missing))) if with_crf else None
     options, path = s.segmentation.eval, job.path
     predictor = Predictor(segmenter, options, path / MASKS, queue, path / REFINED)
-    try:
+    with queue or nullcontext():
         predict(job, predictor, WholeSet(image_set, missing, inputs, picture=True))
-        if queue:
-            queue.finish()
-    finally:
-        if queue:
-            queue.close()
 
 
 def run(s: Settings) -> Result:
@@ -144,8 +118,9 @@ def run(s: Settings) -> Result:
         say(f"seg_eval: no score: {unscored}")
         write_json(job.path / METRICS, {**about, "main": main})
     else:
-        rows = {what: score(s, image_set, folder, names, what) for what, folder in results.items()}
-        job.scores(rows, main, **about)
+        workers = s.segmentation.workers
+        scores = {what: MaskScore(image_set, folder) for what, folder in results.items()}
+        rows = job.scores(scores, names, main, workers, **about)
         facts["miou"] = rows[main]["miou"]
         say(class_table({what: row["iou"] for what, row in rows.items()}))
         shown = ", ".join(f"{what} {row['miou']:.2f}" for what, row in rows.items())
@@ -161,17 +136,6 @@ def run(s: Settings) -> Result:
         job.path,
         **facts,
     )
-
-
-def score(
-    s: Settings, image_set: ImageSet, masks: Path, names: list[str], what: str
-) -> dict[str, Any]:
-    """All figures of stored label maps."""
-    workers, classes = s.segmentation.workers, image_set.classes
-    result = miou(MaskScore(image_set, masks), names, workers, classes, f"seg_eval: score {what}")
-    occurring = result.pop("miou")
-    over_truth = miou_over_truth(np.array(result["confusion"]))
-    return {"miou": over_truth, "miou_truth_or_prediction": occurring, **result}
 
 
 def class_table(columns: dict[str, dict[str, float | None]]) -> str:

@@ -168,7 +168,7 @@ def run(s: Settings) -> Result:
         gradient_clip_val=options.gradient_clip_val,
     )
     return job.close(
-        f"{fitted.steps} steps in {{time}}, loss {fitted.loss:.4f}; {len(names)} pseudo masks of "
+        f"{fitted}; {len(names)} pseudo masks of "
         f"{stage or relative(masks)}, initial weights: {begins_with}",
         fitted.checkpoint,
         loss=fitted.loss,

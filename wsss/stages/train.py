@@ -43,7 +43,7 @@ def run(s: Settings) -> Result:
         for path in figures:
             say(f"train: {relative(path)}")
     return job.close(
-        f"{fitted.steps} steps in {{time}}, loss {fitted.loss:.4f}",
+        str(fitted),
         fitted.checkpoint,
         loss=fitted.loss,
         steps=fitted.steps,
