@@ -130,6 +130,7 @@ def test_code_in_a_tensors_storage_is_not_run(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"keys": np.array([3])}, "no class maps"),
+        ({"keys": np.array([3]), "maps": np.zeros((1, 4, 4))}, "no class maps"),
         ({"keys": np.array([3]), "cam": np.zeros((2, 4, 4))}, "for 1 keys"),
         ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.nan)}, "not finite"),
         ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.inf)}, "not finite"),

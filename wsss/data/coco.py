@@ -147,12 +147,13 @@ class COCO(ImageSet):
             WsssError: If an image is in no split that is prepared.
         """
         places, _ = self._identities()
+        indexes = {split: self.index(split) for split in self._prepared()}
         result = np.zeros((len(names), self.num_classes), dtype=np.uint8)
         for number, name in enumerate(names):
             if name not in places:
                 raise WsssError(f"image '{name}' has no annotation in {self.root}")
             split, row = places[name]
-            result[number] = self.index(split).labels[row]
+            result[number] = indexes[split].labels[row]
         return result
 
     def image_path(self, name: str) -> Path:

@@ -73,8 +73,8 @@ def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassM
     if kind == "is_cam":
         maps = full = content["IS_CAM"]
     else:
-        maps = content["cam" if "cam" in content else "high_res"] if len(content) > 1 else None
         full = content.get("high_res")
+        maps = content.get("cam", full)
     if maps is None or "keys" not in content:
         raise ValueError("no class maps of IRN (keys, cam, high_res) or SIPE (keys, IS_CAM)")
     # Shapes are compared before anything is copied: they may claim more than the file holds.
