@@ -157,7 +157,7 @@ def test_other_contents_are_named(tmp_path: Path, content: object, message: str)
 
 
 def test_damaged_files_are_refused_whatever_is_wrong_with_them(tmp_path: Path) -> None:
-    """Cut anywhere, bytes overwritten anywhere, empty: the right maps or one line with a way out."""
+    """Cut or overwritten anywhere, empty: the right maps or one line with a way out."""
     path, refused = tmp_path / "a.npy", 0
     maps = ClassMaps(np.array([1, 12]), SIZE, {"cam": some_maps(2)})
     write_npy_maps(path, maps, "cam", "irn")
