@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.data.coco_index import build_index, read_index, read_outlines  # noqa: E402
+from wsss.data.coco_index import INDEX, OUTLINES, build_index, read_index, read_outlines  # noqa: E402
 from wsss.data.coco_masks import PaintTask, paint_file  # noqa: E402
 
 OBJECTS, POINTS, CATEGORIES = 7.3, 30, 80
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--pycocotools", action="store_true", help="compare with its loading")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path, target = Path(folder) / "instances.json", Path(folder) / "index.npz"
+        path, derived = Path(folder) / "instances.json", Path(folder) / "derived"
         write_annotations(path, 2_000 if arguments.quick else 82_783)
         print(f"{path.stat().st_size / 1e6:.0f} MB of JSON; so far {megabytes():.0f} MB of memory")
         if arguments.pycocotools:
@@ -79,19 +79,22 @@ def main() -> None:
             print(f"pycocotools: {time.process_time() - start:.1f} s of CPU, {megabytes():.0f} MB")
             return
         start = time.process_time()
-        assert not build_index(path, target)
+        assert not build_index(path, derived)
         spent = time.process_time() - start
         print(
             f"index: {spent:.1f} s of CPU, {megabytes():.0f} MB of memory, "
-            f"{target.stat().st_size / 1e6:.1f} MB on disk"
+            f"{(derived / INDEX).stat().st_size / 1e6:.1f} MB on disk, and until masks are painted "
+            f"{(derived / OUTLINES).stat().st_size / 1e6:.0f} MB"
         )
-        index, outlines = read_index(target), read_outlines(target)
+        index, outlines = read_index(path, derived), read_outlines(derived)
+        assert outlines is not None
         print(f"read for use: {len(index.names)} images, {megabytes():.0f} MB")
         start = time.process_time()
         for row in range(PAINTED):
             spans = outlines.spans[outlines.first[row] : outlines.first[row + 1]]
             target = Path(folder) / "mask.png"
-            paint_file(PaintTask("", Path(folder), (HEIGHT, WIDTH), spans, target), path)
+            task = PaintTask("", Path(folder), (HEIGHT, WIDTH), spans, target)
+            assert paint_file(task, derived / OUTLINES, path) is None
         spent = (time.process_time() - start) / PAINTED
         print(f"masks: {1e3 * spent:.1f} ms of CPU each")
 

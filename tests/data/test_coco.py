@@ -16,7 +16,8 @@ from pycocotools.coco import COCO as Reference
 
 from wsss.data import coco_masks
 from wsss.data.coco import COCO
-from wsss.data.coco_masks import paint, to_rle
+from wsss.data.coco_index import INDEX, OUTLINES
+from wsss.data.coco_masks import paint, to_rle, unpack, within
 from wsss.data.photographs import load_image
 from wsss.data.prepare import prepare
 from wsss.errors import WsssError
@@ -317,6 +318,58 @@ def test_forms_of_outlines() -> None:
     assert not paint([], [], (9, 9)).any()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_packed_run_lengths_are_those_that_pycocotools_packed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 90, 2)
+    mask = (rng.random((height, width)) < rng.choice([0, 0.02, 0.5, 1])).astype(np.uint8)
+    packed = coco_mask.encode(np.asfortranarray(mask))
+    assert unpack(packed["counts"].decode()) == run_lengths(mask)
+    size = (int(height), int(width))
+    again = to_rle({"size": list(size), "counts": packed["counts"].decode()}, size)
+    np.testing.assert_array_equal(coco_mask.decode(again), mask)
+
+
+def far_and_near(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each pixel's middle lies in a polygon, by crossings of a ray; and away from edges."""
+    ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
+    inside, distance = np.zeros(size, dtype=bool), np.full(size, np.inf)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if y0 != y1:
+            crosses = (ys < y0) != (ys < y1)
+            inside ^= crosses & (xs < x0 + (ys - y0) * (x1 - x0) / (y1 - y0))
+        length = np.hypot(x1 - x0, y1 - y0) or 1
+        along = ((xs - x0) * (x1 - x0) + (ys - y0) * (y1 - y0)) / length**2
+        nearest = np.clip(along, 0, 1)
+        distance = np.minimum(
+            distance, np.hypot(xs - x0 - nearest * (x1 - x0), ys - y0 - nearest * (y1 - y0))
+        )
+    return inside, distance > 1
+
+
+@pytest.mark.parametrize("reach", [1e2, 1e4, 1e9])
+def test_outlines_that_reach_far_beyond_the_image_are_painted_right(reach: float) -> None:
+    """Against crossings counted pixel by pixel; edges keep their slope where they are cut."""
+    size, seen = (40, 60), 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        points = rng.uniform(0, 1, (rng.integers(3, 8), 2)) * size[::-1]
+        far = rng.random(len(points)) < 0.6
+        points[far] += rng.uniform(-reach, reach, (int(far.sum()), 2))
+        rle = to_rle([points.ravel().tolist()], size)
+        inside, clear = far_and_near(points, size)
+        np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool)[clear], inside[clear])
+        seen += int(inside.any() and not inside.all())
+    assert seen > 10
+
+
+def test_outlines_within_the_margin_are_left_as_they_are() -> None:
+    points = np.array([[-60.0, 3], [120, 80], [7.3, -40]])
+    assert within(points, (40, 60)) is points
+    assert len(within(points + [1000, 0], (40, 60))) == 0
+    assert not coco_mask.decode(to_rle([[900, 900, 990, 900, 990, 1e9]], (40, 60))).any()
+
+
 def test_annotations_without_outline_are_labels(root: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         for entry in content["annotations"]:
@@ -371,13 +424,132 @@ def test_interrupted_painting_goes_on(
     with pytest.raises(KeyboardInterrupt):
         open_set(root).derive()
     monkeypatch.undo()
-    # What is there is used: neither the annotations nor finished outlines are read again.
+    # What is there is used: neither the annotations nor painted outlines are read again.
     monkeypatch.setattr("wsss.data.coco.build_index", None)
     derived: Any = open_set(root).derive(workers)
     assert (derived["train"]["masks_found"], derived["train"]["masks_painted"]) == (2, 2)
     assert (derived["val"]["masks_found"], derived["val"]["masks_painted"]) == (0, 2)
     data = open_set(root)
     assert all(data.has_mask(name) for name in data.names("train") + data.names("val"))
+    # When all is painted the outlines are not needed any more; for a lost mask they come back.
+    assert not list((root.parent / "cache").rglob(OUTLINES))
+    monkeypatch.undo()
+    lost = data.mask_path(data.names("train")[1])
+    assert lost is not None
+    content = lost.read_bytes()
+    lost.unlink()
+    derived = open_set(root).derive(workers)
+    assert (derived["train"]["masks_found"], derived["train"]["masks_painted"]) == (3, 1)
+    assert lost.read_bytes() == content
+
+
+def test_cut_outlines_are_written_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsss.data.coco.parallel", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_set(root).derive()
+    monkeypatch.undo()
+    (cut,) = (root.parent / "cache").glob(f"train-*/{OUTLINES}")
+    cut.write_bytes(cut.read_bytes()[:-300])
+    assert open_set(root).derive()["train"]["masks_painted"] == 4
+    test_small_instances_stay_visible_and_crowds_are_void(root)
+
+
+def overwrite(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[: middle - 40] + b"\xff" * 80 + content[middle + 40 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"no archive",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-30],
+        overwrite,
+        lambda content: content[:60] + b"\0" * 30 + content[90:],
+    ],
+)
+def test_a_damaged_index_is_made_anew(root: Path, damage: Any) -> None:
+    data = prepared(root)
+    names, labels = data.names("train"), data.labels(data.names("train"))
+    fingerprint = data.fingerprint()
+    path = data.folder("train") / INDEX
+    path.write_bytes(damage(path.read_bytes()))
+    assert open_set(root).fingerprint() != fingerprint  # stage=prepare looks at all again
+    fresh = open_set(root)
+    assert fresh.names("train") == names
+    np.testing.assert_array_equal(fresh.labels(names), labels)
+    path.write_bytes(damage(path.read_bytes()))
+    assert open_set(root).derive()["train"]["masks_found"] == 4
+
+
+def test_a_damaged_mask_is_named_and_made_anew(root: Path) -> None:
+    data = prepared(root)
+    name = data.names("train")[0]
+    path, mask, fingerprint = data.mask_path(name), data.mask(name), data.fingerprint()
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(WsssError, match=f"can't read mask {path}.*delete the file and run stage="):
+        data.mask(name)
+    path.unlink()
+    assert open_set(root).fingerprint() != fingerprint
+    np.testing.assert_array_equal(prepared(root).mask(name), mask)
+
+
+def test_images_of_one_name_in_two_splits_are_two_images(root: Path) -> None:
+    """0001.jpg in train/ and in val/: each with its own file, label and mask."""
+
+    def rename(split: str, image: int) -> None:
+        def edit(content: dict[str, Any]) -> None:
+            for entry in content["images"]:
+                if entry["id"] == image:
+                    entry["file_name"] = "0001.jpg"
+
+        change(root, edit, split)
+        (root / f"{split}2014" / file_name(image, split)).rename(root / f"{split}2014/0001.jpg")
+
+    rename("train", 71)
+    rename("val", 8)
+    data = prepared(root, held_out=["val"])
+    train, val = data.names("train"), data.names("val")
+    assert train[0] == "train__0001" and val[0] == "val__0001"
+    assert train[1:] == [file_name(i)[:-4] for i in (9, 25, 30)]  # the others keep their names
+    assert data.image_path("train__0001") == root / "train2014/0001.jpg"
+    assert data.image_path("val__0001") == root / "val2014/0001.jpg"
+    assert data.labels(["val__0001", "train__0001"]).tolist() == [[0, 0, 1], [0, 1, 0]]
+    expected = np.zeros((2, HEIGHT, WIDTH), dtype=np.uint8)
+    expected[0, 3:8, 20:25] = 2
+    expected[1, 9:13, 9:13] = 3
+    np.testing.assert_array_equal(data.mask("train__0001"), expected[0])
+    np.testing.assert_array_equal(data.mask("val__0001"), expected[1])
+    with pytest.raises(WsssError, match="image '0001' has no annotation"):
+        data.labels(["0001"])
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.image_path("val__0001") == root / "val2014/0001.jpg"
+
+
+def test_names_that_the_split_can_not_tell_apart_are_refused(root: Path) -> None:
+    change(root, put("images", file_name="0001.jpg"))
+    change(root, lambda c: c["images"][1].update(file_name="val/0001.jpg"))
+    change(root, put("images", file_name="0001.jpg"), "val")
+    _, problems = prepare(open_set(root), ["train", "val"])
+    assert problems and all("two images are called 'val__0001'; rename" in p for p in problems)
+    with pytest.raises(WsssError, match="two images are called 'val__0001'; rename a file"):
+        open_set(root).check("train")
+
+
+def test_an_image_that_is_in_two_splits_is_found_out(root: Path) -> None:
+    """The same file under the same name is no other image: held-out splits must not share it."""
+    data = COCO(
+        root,
+        annotations=dict.fromkeys(("train", "val"), "annotations/instances_val2014.json"),
+        images=dict.fromkeys(("train", "val"), "val2014"),
+        cache_dir=root.parent / "cache",
+    )
+    _, problems = prepare(data, ["train", "val"])
+    assert data.names("val") == data.names("train") == [file_name(i, "val")[:-4] for i in (3, 8)]
+    assert any("2 images of split 'val' are in split 'train' as well" in p for p in problems)
 
 
 def test_changed_annotations_are_prepared_anew(root: Path) -> None:
@@ -439,20 +611,53 @@ WRONG_ANNOTATIONS = {
         ["2 images are called 'COCO_train2014_000000000009'"],
     ),
     "category id twice": (put("categories", id=1), ["categories, id 1: the id is given to two"]),
-    "category name twice": (put("categories", name="person"), ["'person' is given to two"]),
+    "category name twice": (
+        put("categories", name="person"),
+        ["(categories) names class 'person' more than once"],
+    ),
     "category without name": (remove("name", "categories"), ["categories, id 90: has no name"]),
-    "no categories": (lambda c: c.update(categories=[]), ["not among the categories"]),
+    "no categories": (
+        lambda c: c.update(categories=[]),
+        ["no list 'categories'", "or it is empty"],
+    ),
     "too many categories": (
         lambda c: c["categories"].extend({"id": i, "name": f"x{i}"} for i in range(100, 360)),
-        ["has 263 categories; masks hold 254"],
+        ["(categories) names 263 classes; masks hold 254"],
     ),
     "no annotations": (
         lambda c: c.update(annotations=[]),
-        ["no annotations: no image has a label"],
+        ["no list 'annotations'", "or it is empty"],
     ),
-    "not an object": (lambda c: c["annotations"].append(7), ["annotations, byte", "is no object"]),
+    "not an object": (
+        lambda c: c["annotations"].append(7),
+        ["annotations, number 8", "is no object"],
+    ),
     "list missing": (lambda c: c.pop("images"), ["has no list 'images'"]),
-    "not a list": (lambda c: c.update(images={"a": 1}), ["'images' is no list"]),
+    "not a list": (lambda c: c.update(images={"a": 1}), ["no list 'images'"]),
+    "image name with NUL": (
+        put("images", file_name="a\0b.jpg"),
+        ["images, id 30: file_name 'a\\x00b.jpg' can't be the name of a file"],
+    ),
+    "image name without end": (
+        put("images", file_name="x" * 5000 + ".jpg"),
+        ["images, id 30: file_name 'xxxxx", "can't be the name of a file"],
+    ),
+    "image of no name": (
+        put("images", file_name=".jpg"),
+        ["images, id 30: file_name '.jpg' can't be the name of a file"],
+    ),
+    "image of 1e30 pixels": (
+        put("images", height=1e30),
+        ["images, id 30: height and width are 1e+30 and 32"],
+    ),
+    "image of 2e18 pixels": (
+        put("images", height=2**60),
+        ["images, id 30: height and width, 1152921504606846976 and 32, are more than 89,478,485"],
+    ),
+    "category name with NUL": (
+        put("categories", name="a\0"),
+        ["categories, id 90: the name 'a\\x00' is no text"],
+    ),
 }
 
 
@@ -485,14 +690,16 @@ def test_all_faults_of_the_annotations_are_told_at_once(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "ends too early"),
-        ("[]", r"does not begin with \{"),
-        ('{"images": [{"id": 1}', "ends too early"),
-        ('{"images": [{"id": 1,, }]}', "byte"),
-        ('{"images": [{"id": 1} {"id": 2}]}', "a comma is missing in 'images'"),
-        ('{"images" [', "a key has no value"),
-        ('{"images": []} {', "something follows the end"),
-        ("\x00\xff\x00", "does not begin"),
+        ("", "premature EOF"),
+        ("[]", "no list 'images'"),
+        ('{"images": [{"id": 1}', "premature EOF"),
+        ('{"images": [{"id": 1,, }]}', "id"),
+        ('{"images": [{"id": 1} {"id": 2}]}', '"id": 1}'),
+        ('{"images" [', "images"),
+        ('{"images": []} {', "trailing garbage"),
+        ('{"images": [{"id": 1, "height": NaN}]}', "height"),
+        ("\x00\xff\x00", "as JSON"),
+        ('{"images": ' + "[" * 30_000 + "]" * 30_000 + "}", "nested too deep"),
     ],
 )
 def test_a_broken_file_is_named(root: Path, text: str, message: str) -> None:
@@ -500,18 +707,32 @@ def test_a_broken_file_is_named(root: Path, text: str, message: str) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(WsssError, match=message) as caught:
         prepare(open_set(root), ["train"])
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("outline", "message"),
     [
         ([[1, 2, 3, 4, 5]], "odd number of coordinates"),
-        ([[1, 2, 3, 4, "x", 6]], "no outline can be read"),
+        ([[1, 2, 3, 4, "x", 6]], "a coordinate is no number"),
+        ([[1, 2, 3, 4, "5", 6]], "a coordinate is no number"),
+        ([[1, 2, 3, 4, 1e300, 6]], "far beyond any image"),
+        ([[1, 2, 3, 4, [5], 6]], "no outline can be read"),
+        ([7, [8]], "no outline can be read"),
+        ([None], "no outline can be read"),
         ("polygon", "segmentation is a str"),
         ({"size": [3, 3], "counts": [9]}, "run lengths for"),
         ({"size": [HEIGHT, WIDTH], "counts": [9]}, "run lengths make 9 pixels of 768"),
-        ([[1, 2, 3, 4, float("nan"), 6]], "not finite"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 769]}, "no whole number from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": [0.5, 767.5]}, "no whole number from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": ["768"]}, "no whole number from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": "0\0"}, "packed run lengths are damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": "PPPPPPPPPPPPPPPPP0"}, "run lengths are damaged"),
+        ({"size": [HEIGHT, WIDTH], "counts": "P"}, "packed run lengths are cut off"),
+        ({"size": [HEIGHT, WIDTH], "counts": "00O"}, "no whole number from 0 on"),
+        ({"size": [HEIGHT, WIDTH], "counts": "1"}, "run lengths make 1 pixels of 768"),
+        ({"size": HEIGHT, "counts": [768]}, "no outline can be read"),
+        ({"size": [HEIGHT, WIDTH]}, "no outline can be read"),
     ],
 )
 def test_outlines_that_can_not_be_painted_are_problems(
@@ -522,6 +743,7 @@ def test_outlines_that_can_not_be_painted_are_problems(
     report, problems = prepare(open_set(root), ["train"])
     assert len(problems) == 2  # with what else is wrong
     assert "annotations, id 1001: no outline can be read" in problems[0] and message in problems[0]
+    assert "\n" not in problems[0]
     assert "does not exist" in problems[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ def test_names_are_file_names_without_suffix_unless_two_share_one(tmp_path: Path
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "sub").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")  # to read it would be to wait without end
     folder = Photographs(tmp_path, ("cat",))
     assert folder.names("all") == ["a", "b.JPG", "b.png", "c", "d", "d.jpg.png"]
     found = {folder.image_path(name).name for name in folder.names("all")}
     assert found == set(files) - {".hidden.jpg"}
-    assert folder.passed_over == ["notes.txt"]
+    assert folder.passed_over == ["notes.txt", "pipe.jpg"]
     assert folder.labels(["a"]).tolist() == [[0]] and folder.mask("a") is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from wsss.data import mat_reader
 from wsss.data import sbd as sbd_module
 from wsss.data.masks import read_mask
 from wsss.data.prepare import complaint
@@ -104,6 +106,8 @@ def test_trainaug_and_its_masks_are_derived(voc_with_sbd: VOC, tmp_path: Path) -
 def test_report(voc_with_sbd: VOC, workers: int) -> None:
     report = prepare(voc_with_sbd, ["train", "val", "trainaug"], EXPECTED, workers=workers)
     assert json.loads(json.dumps(report))["data_set"] == repr(voc_with_sbd)
+    for name in names((4, 5, 6)):
+        np.testing.assert_array_equal(voc_with_sbd.mask(name), sbd_mask(voc_with_sbd.root, name))
     trainaug = report["splits"]["trainaug"]
     assert (trainaug["images"], trainaug["expected"], trainaug["masks"]) == (6, 6, 6)
     # cat | cat person | dog | aeroplane | person tvmonitor | sofa
@@ -118,7 +122,7 @@ def test_report(voc_with_sbd: VOC, workers: int) -> None:
 def test_interrupted_conversion_goes_on(
     voc_with_sbd: VOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, read = sbd_module.read_sbd_mask, []
+    original, read = sbd_module.read_mat_mask, []
 
     def dies_at_the_second(path: Path) -> np.ndarray:
         if len(read) == 1:
@@ -126,13 +130,13 @@ def test_interrupted_conversion_goes_on(
         read.append(path.stem)
         return original(path)
 
-    monkeypatch.setattr(sbd_module, "read_sbd_mask", dies_at_the_second)
+    monkeypatch.setattr(sbd_module, "read_mat_mask", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         prepare(voc_with_sbd, ["train"])
     assert read == names((4,))
 
     monkeypatch.setattr(
-        sbd_module, "read_sbd_mask", lambda path: read.append(path.stem) or original(path)
+        sbd_module, "read_mat_mask", lambda path: read.append(path.stem) or original(path)
     )
     derived = prepare(voc_with_sbd, ["train"])["derived"]
     assert read == names((4, 5, 6))
@@ -161,6 +165,92 @@ def test_broken_sbd_file_is_named(voc_with_sbd: VOC) -> None:
     scipy.io.savemat(cls / "2007_000005.mat", {"GTcls": {"Segmentation": np.full((4, 4), 33)}})
     with pytest.raises(WsssError, match=r"2007_000005\.mat holds ids from 33 to 33"):
         prepare(voc_with_sbd, ["train"])
+
+
+def test_a_file_that_crashes_its_reader_is_named(
+    voc_with_sbd: VOC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that dies of one file, as scipy's does of some damaged ones; others are read."""
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").touch()
+    (tmp_path / "scipy" / "io.py").write_text(
+        "import os, signal\n"
+        "def loadmat(path, variable_names):\n"
+        "    if '000005' in path:\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    import numpy\n"
+        "    mask = numpy.full((3, 4), 7, dtype='uint8')\n"
+        "    cell = numpy.empty((1, 1), dtype=object)\n"
+        "    cell[0, 0] = mask\n"
+        "    return {'GTcls': {'Segmentation': cell}}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    mat_reader.close_reader()
+    try:
+        with pytest.raises(WsssError) as caught:
+            prepare(voc_with_sbd, ["train"])
+    finally:
+        mat_reader.close_reader()
+    path = voc_with_sbd.sbd_root / "dataset/cls/2007_000005.mat"  # type: ignore[operator]
+    assert str(caught.value) == (
+        f"can't read the class mask GTcls.Segmentation of {path}: it is damaged and crashes the "
+        "reader; get it again"
+    )
+    assert (voc_with_sbd.mask("2007_000004") == 7).all()
+    assert (voc_with_sbd.mask("2007_000006") == 7).all()  # by the next reader
+    assert not voc_with_sbd.has_mask("2007_000005")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((4, 4), 1.5), "something else than whole numbers"),
+        (np.full((4, 4), np.nan), "something else than whole numbers"),
+        (np.zeros((4, 4, 3)), r"the shape \(4, 4, 3\)"),
+        (np.full((4, 4), 300), "holds ids from 300 to 300"),
+        (np.full((4, 4), -1), "holds ids from -1 to -1"),
+    ],
+)
+def test_other_contents_of_sbd_are_named(voc_with_sbd: VOC, mask: Any, message: str) -> None:
+    path = voc_with_sbd.sbd_root / "dataset/cls/2007_000005.mat"  # type: ignore[operator]
+    scipy.io.savemat(path, {"GTcls": {"Segmentation": mask}})
+    with pytest.raises(WsssError, match=rf"2007_000005\.mat.*{message}"):
+        prepare(voc_with_sbd, ["train"])
+
+
+def test_damaged_files_of_sbd_are_one_line(tmp_path: Path) -> None:
+    """Cut and overwritten anywhere: the mask, another one of that size, or a reason."""
+    path, refused = tmp_path / "a.mat", 0
+    mask = np.random.default_rng(0).integers(0, 21, (40, 50)).astype(np.uint8)
+    content = {"GTcls": {"Segmentation": mask, "CategoriesPresent": np.array([[1]])}}
+    scipy.io.savemat(path, content, do_compression=True)
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(mat_reader.read_mat_mask(path), mask)
+    rng = np.random.default_rng(0)
+    for attempt in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(100, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged if attempt % 2 else whole[: rng.integers(len(whole))])
+        try:
+            mat_reader.read_mat_mask(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(mat_reader.read_mat_mask(path), mask)
+
+
+def test_a_picture_that_is_too_large_or_a_pipe_is_a_problem(voc_root: Path) -> None:
+    for name in names((1, 2)):
+        (voc_root / "JPEGImages" / f"{name}.jpg").unlink()
+    Image.new("1", (13_000, 13_000)).save(voc_root / "JPEGImages" / f"{names((1,))[0]}.png")
+    os.mkfifo(voc_root / "JPEGImages" / f"{names((2,))[0]}.jpg")
+    _, problems = look(VOC(voc_root), ["train"])
+    assert len(problems) == 2
+    assert "2007_000001.png has more than 89,478,485 pixels" in problems[0]
+    assert "2007_000002.jpg is no regular file" in problems[1]
 
 
 def test_wrong_counts_name_both_numbers(voc_with_sbd: VOC) -> None:

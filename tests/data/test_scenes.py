@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from wsss.data import scenes as scenes_module
-from wsss.data.datamodule import WSSSDataModule
+from wsss.data.photographs import load_image
 from wsss.data.scenes import CLASSES, HOME, Scenes, draw_scene, generate
 from wsss.errors import WsssError
 
@@ -172,13 +172,17 @@ def test_senseless_arguments(tmp_path: Path, wrong: dict[str, int]) -> None:
         generate(tmp_path / "s", **(dict(n_train=2, n_val=1, size=64) | wrong))
 
 
-def test_data_module_makes_them_on_first_use(tmp_path: Path) -> None:
-    data = WSSSDataModule(
-        Scenes(tmp_path / "s", n_train=4, n_val=1, size=64),
-        crop_size=32,
-        long_side=(28, 40),
-        batch_size=2,
-        num_workers=0,
-    )
-    batches = list(data.train_dataloader())
-    assert len(batches) == 2 and batches[0]["label"].shape == (2, 6)
+def test_they_are_made_on_first_use(tmp_path: Path) -> None:
+    data = Scenes(tmp_path / "s", n_train=4, n_val=1, size=64)
+    assert not (tmp_path / "s").exists()
+    assert data.labels(data.names("train")).shape == (4, 6)
+    assert load_image(data.image_path(data.names("val")[0])).shape == (64, 64, 3)
+
+
+def test_lost_scenes_have_a_way_out(tmp_path: Path) -> None:
+    data = Scenes(tmp_path / "s", n_train=4, n_val=1, size=64)
+    data.check("train", need_masks=True)
+    path = data.image_path(data.names("train")[0])
+    path.unlink()
+    with pytest.raises(WsssError, match=f"{path}.*or delete {tmp_path / 's'} to have it made anew"):
+        data.check("train")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from wsss.data import voc as voc_module
+from wsss.data.photographs import load_image
 from wsss.data.voc import VOC, VOC_CLASSES
 from wsss.errors import WsssError
 
@@ -75,14 +76,24 @@ def test_cached_labels_follow_changes_of_files_and_lists(
     np.testing.assert_array_equal(other, labels_by_regex(voc_root, names, reordered))
 
 
-@pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04cut"])
-def test_a_broken_label_cache_is_replaced(voc_root: Path, tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_label_cache_is_made_anew(voc_root: Path, tmp_path: Path) -> None:
+    """Empty, something else, cut anywhere, bytes overwritten anywhere."""
     data = VOC(voc_root, cache_dir=tmp_path / "cache")
     names = data.names("all")
     expected = data.labels(names)
-    (tmp_path / "cache" / "labels.npz").write_bytes(damage)
-    np.testing.assert_array_equal(data.labels(names), expected)
-    assert (tmp_path / "cache" / "labels.npz").read_bytes() != damage
+    path = tmp_path / "cache" / "labels.npz"
+    whole = path.read_bytes()
+    damages = [b"", b"no archive", b"PK\x03\x04cut"]
+    damages += [whole[:length] for length in range(0, len(whole), 23)]
+    for start in range(0, len(whole), 23):
+        damages.append(whole[:start] + b"\xff" * 23 + whole[start + 23 :])
+    for damage in damages:
+        path.write_bytes(damage)
+        np.testing.assert_array_equal(data.labels(names), expected)
+    path.write_bytes(whole[:300])
+    data.labels(names)
+    assert len(path.read_bytes()) == len(whole)
+    assert [entry.name for entry in path.parent.iterdir()] == ["labels.npz"]
 
 
 def test_labels_without_a_writable_cache(voc_root: Path, tmp_path: Path) -> None:
@@ -143,8 +154,93 @@ def test_own_classes(voc_root: Path) -> None:
     assert data.labels(data.names("train")[:3]).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
     assert VOC(voc_root, classes=["sofa"]).classes == ("sofa",)
     assert repr(data) == f"VOC('{voc_root}', 3 classes)"
-    with pytest.raises(WsssError, match="once each"):
+    with pytest.raises(WsssError, match="names class 'cat' more than once"):
         VOC(voc_root, classes=["cat", "cat"])
+
+
+def test_lists_and_classes_as_windows_writes_them(voc_root: Path) -> None:
+    """A byte-order mark, its line ends, and names with blanks, in images and in classes."""
+    lists, name = voc_root / "ImageSets" / "Segmentation", "IMG 0001 (2)"
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        old = voc_root / folder / f"2007_000001.{ending}"
+        old.rename(old.with_name(f"{name}.{ending}"))
+    annotation = voc_root / "Annotations" / f"{name}.xml"
+    annotation.write_text(annotation.read_text().replace("cat", "traffic light"))
+    (lists / "train.txt").write_bytes(f"\ufeff{name}\r\n2007_000002 \r\n\r\n".encode())
+    classes = "\ufeffcat\r\ntraffic light\r\nperson\r\n"
+    (voc_root / "ImageSets" / "classes.txt").write_bytes(classes.encode())
+    data = VOC(voc_root)
+    assert data.classes == ("cat", "traffic light", "person")
+    assert data.names("train") == [name, "2007_000002"]
+    data.check("train")
+    assert data.labels(data.names("train")).tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert load_image(data.image_path(name)).shape == (40, 70, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("", "classes.txt names no class"),
+        ("cat\nBackground\n", "'Background' is no class, it always has id 0"),
+        ("\n".join(f"c{i}" for i in range(255)), "names 255 classes; masks hold 254 at most"),
+    ],
+)
+def test_faulty_class_lists(voc_root: Path, names: str, message: str) -> None:
+    (voc_root / "ImageSets" / "classes.txt").write_text(names)
+    with pytest.raises(WsssError, match=message):
+        VOC(voc_root)
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tif", "JPEG"])
+def test_images_may_have_other_endings(voc_root: Path, ending: str) -> None:
+    data, name = VOC(voc_root), "2007_000003"
+    path = data.image_path(name)
+    assert path.name == f"{name}.jpg"
+    other = path.with_suffix(f".{ending}")
+    image = load_image(path)
+    Image.fromarray(image).save(other, **({"lossless": True} if ending == "webp" else {}))
+    assert data.image_path(name) == path  # the usual one comes first
+    path.unlink()
+    assert data.image_path(name) == other
+    data.check("train")
+    if ending != "JPEG":
+        np.testing.assert_array_equal(load_image(other), image)
+    other.unlink()
+    assert data.image_path(name) == path  # the one to be named as missing
+
+
+def test_an_image_without_objects_has_no_label(voc_root: Path) -> None:
+    (voc_root / "Annotations/2007_000001.xml").write_text(
+        "<annotation><filename>a.jpg</filename></annotation>"
+    )
+    assert VOC(voc_root).labels(["2007_000001"]).tolist() == [[0] * 20]
+
+
+def test_the_fingerprint_sees_what_comes_and_goes(voc_root: Path, tmp_path: Path) -> None:
+    data = VOC(voc_root, cache_dir=tmp_path / "cache")
+    seen = {data.fingerprint()}
+    data.labels(data.names("all"))  # the cache of labels is no part of it
+    assert data.fingerprint() in seen
+    for change in (
+        lambda: (voc_root / "SegmentationClass/2007_000001.png").unlink(),
+        lambda: (voc_root / "JPEGImages/2007_000001.jpg").unlink(),
+        lambda: (voc_root / "ImageSets/Segmentation/val.txt").write_text("2007_000001"),
+        lambda: (tmp_path / "cache/SegmentationClassAug").mkdir(),
+        lambda: (tmp_path / "cache/SegmentationClassAug/a.png").write_bytes(b""),
+    ):
+        change()
+        assert data.fingerprint() not in seen
+        seen.add(data.fingerprint())
+
+
+def test_a_damaged_derived_mask_has_a_way_out(voc_root: Path, tmp_path: Path) -> None:
+    data = VOC(voc_root, cache_dir=tmp_path)
+    (voc_root / "SegmentationClass/2007_000001.png").unlink()
+    (tmp_path / "SegmentationClassAug").mkdir()
+    path = tmp_path / "SegmentationClassAug/2007_000001.png"
+    path.write_bytes(b"")
+    with pytest.raises(WsssError, match=f"{path}.*; delete the file and run stage=prepare again"):
+        data.mask("2007_000001")
 
 
 def test_unknown_class_is_named_with_its_file(voc_root: Path) -> None:
@@ -153,12 +249,27 @@ def test_unknown_class_is_named_with_its_file(voc_root: Path) -> None:
         data.labels(data.names("train"))
 
 
-@pytest.mark.parametrize("content", ["", "<annotation><object>"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "<annotation><object>",
+        "<?xml version='1.0' encoding='klingon'?><annotation/>",
+        "<annotation>\0</annotation>",
+    ],
+)
 def test_broken_annotation_is_named(voc_root: Path, content: str) -> None:
     (voc_root / "Annotations/2007_000002.xml").write_text(content)
     data = VOC(voc_root)
     with pytest.raises(WsssError, match=r"can't read annotation .*2007_000002\.xml"):
         data.labels(data.names("train"))
+
+
+def test_another_xml_file_is_no_annotation(voc_root: Path) -> None:
+    """It would pass for an image without objects."""
+    (voc_root / "Annotations/2007_000002.xml").write_text("<html><object/></html>")
+    with pytest.raises(WsssError, match=r"2007_000002\.xml is no annotation of VOC: it holds <ht"):
+        VOC(voc_root).labels(["2007_000002"])
 
 
 def test_check_passes_on_a_whole_data_set(voc_root: Path) -> None:
@@ -199,13 +310,16 @@ def test_check_tells_what_is_missing_in_one_line(voc_root: Path, tmp_path: Path)
     ("text", "message"),
     [
         ("", "is empty"),
-        ("a\nb\na\n", "'a' stands in the list more than once"),
-        ("a\nb 1\n", "line 2: 'b 1' is not one image name"),
-        ("/JPEGImages/a.jpg\n", "line 1"),
+        ("\ufeff\r\n\r\n", "is empty"),
+        ("a\nb\na\n", "odd.txt, line 3: 'a' is on line 1 already"),
+        ("/JPEGImages/a.jpg\n", "line 1: '/JPEGImages/a.jpg' is not an image name"),
+        ("a\nb\0c\n", "line 2"),
+        ("a\n".encode("utf-16"), "odd.txt is not UTF-8"),
     ],
 )
-def test_faulty_list(voc_root: Path, text: str, message: str) -> None:
-    (voc_root / "ImageSets/Segmentation/odd.txt").write_text(text)
+def test_faulty_list(voc_root: Path, text: str | bytes, message: str) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    (voc_root / "ImageSets/Segmentation/odd.txt").write_bytes(content)
     with pytest.raises(WsssError, match=message):
         VOC(voc_root).names("odd")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,16 @@ def test_code_in_a_tensors_storage_is_not_run(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"keys": np.array([3])}, "no class maps"),
+        ({"keys": np.array([3]), "maps": np.zeros((1, 4, 4))}, "no class maps"),
         ({"keys": np.array([3]), "cam": np.zeros((2, 4, 4))}, "for 1 keys"),
-        ({"keys": np.array([3]), "cam": np.full((1, 4, 4), np.nan)}, "not finite"),
+        ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.nan)}, "not finite"),
+        ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.inf)}, "not finite"),
+        ({"keys": np.array([3.5]), "high_res": np.zeros((1, 4, 4))}, "float64 are no class ids"),
+        ({"keys": np.array([3]), "high_res": np.zeros((1, 4, 4), complex)}, "complex128 are no"),
+        ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), "0.5")}, "are no numbers"),
+        ({"keys": np.array([[3]]), "high_res": np.zeros((1, 4, 4))}, "for 1 keys"),
+        ({"keys": np.array([-1]), "high_res": np.zeros((1, 4, 4))}, "distinct"),
+        ({"keys": 3, "high_res": np.zeros((1, 4, 4))}, "a.npy: .*refine.npy"),
         ({"keys": np.array([3]), "cam": np.zeros((1, 4, 4))}, "none was given"),
         ({"keys": np.array([3, 3]), "high_res": np.zeros((2, 4, 4))}, "distinct"),
         ({"keys": np.array([4, 7]), "IS_CAM": np.zeros((2, 4, 4))}, "begin with 0"),
@@ -141,13 +150,58 @@ def test_other_contents_are_named(tmp_path: Path, content: object, message: str)
     array = np.empty((), dtype=object)
     array[()] = content
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(WsssError, match=message):
+    with pytest.raises(WsssError, match=message) as caught:
         read_npy_maps(tmp_path / "a.npy")
+    assert "\n" not in str(caught.value) and str(tmp_path / "a.npy") in str(caught.value)
+    assert str(caught.value).endswith("or correct refine.npy")
+
+
+def test_damaged_files_are_refused_whatever_is_wrong_with_them(tmp_path: Path) -> None:
+    """Cut or overwritten anywhere, empty: the right maps or one line with a way out."""
+    path, refused = tmp_path / "a.npy", 0
+    maps = ClassMaps(np.array([1, 12]), SIZE, {"cam": some_maps(2)})
+    write_npy_maps(path, maps, "cam", "irn")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for attempt in range(150):
+        damaged = bytearray(whole)
+        if attempt % 3 == 0:
+            damaged = damaged[: rng.integers(len(whole))]
+        elif attempt % 3 == 1:
+            damaged = damaged[: rng.integers(600)] if attempt > 1 else bytearray()
+        else:
+            for place in rng.integers(0, 900, 3):
+                damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_npy_maps(path, SIZE).size == SIZE
+        except WsssError as error:
+            assert "\n" not in str(error) and str(error).startswith(f"{path}: ")
+            assert str(error).endswith("or correct refine.npy")
+            refused += 1
+    assert refused > 100
+
+
+def test_maps_that_claim_to_be_huge_are_not_unpacked(tmp_path: Path) -> None:
+    """A tensor of one number that says it is 24,000 x 24,000: 2.3 GB if it were copied."""
+    huge = torch.zeros(1).expand(2, 24_000, 24_000)
+    np.save(tmp_path / "a.npy", {"keys": np.array([0, 3]), "IS_CAM": huge})
+    np.save(tmp_path / "b.npy", {"keys": np.array([0, 3]), "cam": huge})
+    assert (tmp_path / "a.npy").stat().st_size < 10_000
+    tracemalloc.start()
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(WsssError, match=r"maps of 24000 x 24000 for a photograph of 30 x 41"):
+            read_npy_maps(tmp_path / name, SIZE)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(WsssError, match="no such"):
         read_npy_maps(tmp_path / "a.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(WsssError, match="folder.npy: no regular file"):
+        read_npy_maps(tmp_path / "folder.npy")
     (tmp_path / "a.npy").write_bytes(b"nothing of the kind")
     with pytest.raises(WsssError, match="broken"):
         read_npy_maps(tmp_path / "a.npy")

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from wsss.data.masks import write_mask
-from wsss.data.photographs import load_image
 from wsss.data.plain_folder import Photographs
 from wsss.errors import WsssError
-from wsss.segmentation.mask_check import check_masks, masks_fingerprint, photograph_size
+from wsss.segmentation.mask_check import check_masks, masks_fingerprint
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -84,17 +83,6 @@ def test_masks_that_teach_nothing_are_told(folder: Path, value: int, message: st
     import re
 
     assert re.search(message, check(folder).warnings(CLASSES)[0])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_from_the_head_is_that_of_the_upright_photograph(
-    tmp_path: Path, orientation: int
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "p.jpg"
-    Image.new("RGB", (30, 20)).save(path, exif=exif)
-    assert photograph_size(path) == load_image(path).shape[:2]
 
 
 def test_the_fingerprint_sees_a_lost_and_a_changed_mask(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from wsss.data.masks import VOID
 from wsss.errors import WsssError
 
 
@@ -137,10 +140,76 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
     for folder, members in by_folder.items():
         try:
             present = set(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             present = set()
         missing.update(path for path in members if path.name not in present)
     return [path for path in paths if path in missing]
+
+
+def list_files(
+    folder: Path, endings: tuple[str, ...]
+) -> tuple[Mapping[str, str], Sequence[tuple[str, str]]]:
+    """Files of a folder by name without ending, and (name, file) of those whose name is taken.
+
+    A folder is listed once and again when something in it came or went; a missing one is empty.
+    """
+    try:
+        stamp = folder.stat().st_mtime_ns
+    except OSError:
+        return {}, []
+    return _list_files(folder, endings, stamp)
+
+
+@lru_cache(maxsize=16)
+def _list_files(
+    folder: Path, endings: tuple[str, ...], stamp: int
+) -> tuple[Mapping[str, str], Sequence[tuple[str, str]]]:
+    files: dict[str, str] = {}
+    twins = []
+    for file in sorted(os.listdir(folder)):
+        stem, ending = os.path.splitext(file)
+        if ending.lower() not in endings or file.startswith("."):
+            continue
+        if stem in files:
+            twins.append((stem, file))
+        else:
+            files[stem] = file
+    return files, twins
+
+
+def fingerprint_of(texts: Iterable[Path | None], folders: Iterable[Path]) -> str:
+    """Short text that changes when one of `texts` does, or a file of `folders` comes or goes."""
+    stamps = [
+        (path.name, path.stat().st_mtime_ns, path.stat().st_size)
+        for path in texts
+        if path is not None and path.is_file()
+    ]
+    listings = [sorted(os.listdir(path)) for path in folders if path.is_dir()]
+    return hashlib.sha256(repr((stamps, listings)).encode()).hexdigest()[:12]
+
+
+def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """Number and text of each line that is not empty, without blanks at its ends.
+
+    A byte-order mark and the line ends of Windows do no harm; a line may hold blanks.
+
+    Args:
+        path: Text file in UTF-8.
+        what: What it is called in messages.
+
+    Raises:
+        WsssError: If the file can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WsssError(
+            f"the {what} {path} is not UTF-8 (byte {error.start}): save it with that encoding"
+        ) from error
+    except OSError as error:
+        raise WsssError(f"can't read the {what} {path}: {error.strerror}") from error
+    lines = enumerate(text.splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_list(path: Path) -> list[str]:
@@ -149,22 +218,28 @@ def read_list(path: Path) -> list[str]:
     Raises:
         WsssError: If the file is missing or empty, a line is no plain name, or a name is repeated.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise WsssError(f"can't read the image list {path}: {error.strerror}") from error
-    names: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) > 1 or "/" in fields[0]:
-            raise WsssError(f"{path}, line {number}: '{line.strip()}' is not one image name")
-        names.append(fields[0])
-    if not names:
+    first: dict[str, int] = {}
+    for number, name in read_lines(path, "image list"):
+        if "/" in name or "\0" in name:
+            raise WsssError(f"{path}, line {number}: '{name}' is not an image name")
+        if name in first:
+            raise WsssError(f"{path}, line {number}: '{name}' is on line {first[name]} already")
+        first[name] = number
+    if not first:
         raise WsssError(f"the image list {path} is empty")
-    if len(set(names)) != len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise WsssError(f"{path}: '{twice}' stands in the list more than once")
-    return names
+    return list(first)
+
+
+def class_problems(names: Sequence[str], where: object) -> list[str]:
+    """What is wrong with a list of foreground classes, a line each; `where` it stands."""
+    problems = [] if names else [f"{where} names no class"]
+    if len(names) >= VOID:
+        problems.append(f"{where} names {len(names)} classes; masks hold {VOID - 1} at most")
+    for name, count in Counter(names).items():
+        if count > 1:
+            problems.append(f"{where} names class '{name}' more than once")
+        if ";" in name:
+            problems.append(f"{where}: class '{name}' has a ; in it, which parts labels")
+        if name.lower() == "background":
+            problems.append(f"{where}: '{name}' is no class, it always has id 0; remove it")
+    return problems

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss.data.base import ImageSet
+from wsss.data.base import ImageSet, fingerprint_of
 from wsss.data.coco_index import (
+    INDEX,
+    OUTLINES,
     Index,
     build_index,
     check_same_classes,
@@ -21,12 +23,12 @@ from wsss.data.coco_index import (
     read_outlines,
 )
 from wsss.data.coco_masks import PaintTask, paint_file
-from wsss.data.masks import read_mask
+from wsss.data.masks import read_derived_mask
 from wsss.data.prepare import complaint
 from wsss.errors import WsssError
 from wsss.run.pool import parallel
 
-INDEX, MASKS = "index.npz", "masks"
+MASKS = "masks"
 _WAY_OUT = "run the same command with stage=prepare first"
 
 
@@ -37,6 +39,9 @@ class COCO(ImageSet):
     digest changes with the annotation file: of a changed one nothing old is used. A split is made
     of the images with at least one label. Class ids are 1..N in the order of the category ids,
     whatever numbers those are.
+
+    An image's name is that of its file; where files of two splits have the same one (`0001.jpg` in
+    `train/` and in `val/`), both have their split before it (`train__0001`, `val__0001`).
     """
 
     def __init__(
@@ -71,9 +76,14 @@ class COCO(ImageSet):
         self.images = {split: self.root / str(images[split]) for split in self.annotations}
         self._problems: list[str] = []
         self._ready: dict[str, Path] = {}
+        self._found: tuple[dict[str, tuple[str, int]], set[str]] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.root)!r})"
+
+    def __getstate__(self) -> dict[str, object]:
+        # Workers read the index if they need it: names are not sent with every task.
+        return {**self.__dict__, "_found": None}
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -118,11 +128,17 @@ class COCO(ImageSet):
             older = any(path != folder for path in self._derived_folders(split))
             since = "annotations have changed since stage=prepare" if older else "is not prepared"
             raise WsssError(f"split '{split}' of {self.root}: {since}; {_WAY_OUT}")
-        return read_index(self._prepared()[split] / INDEX)
+        return read_index(self.annotations[split], self._prepared()[split])
 
     def names(self, split: str) -> list[str]:
-        """Names of the split's images with at least one label, in ascending order."""
-        return list(self.index(split).names)
+        """Names of the split's images with at least one label, in ascending order.
+
+        Raises:
+            WsssError: If the split is not prepared, or two images can't be told apart.
+        """
+        inner = self.index(split).names
+        _, shared = self._identities()
+        return [f"{split}__{name}" if name in shared else name for name in inner]
 
     def labels(self, names: Sequence[str]) -> np.ndarray:
         """Label vectors, (len(names), N) uint8; crowd regions count.
@@ -130,27 +146,30 @@ class COCO(ImageSet):
         Raises:
             WsssError: If an image is in no split that is prepared.
         """
-        indexes = self._indexes()
+        places, _ = self._identities()
+        indexes = {split: self.index(split) for split in self._prepared()}
         result = np.zeros((len(names), self.num_classes), dtype=np.uint8)
         for number, name in enumerate(names):
-            index = next((index for index in indexes if name in index.rows), None)
-            if index is None:
+            if name not in places:
                 raise WsssError(f"image '{name}' has no annotation in {self.root}")
-            result[number] = index.labels[index.rows[name]]
+            split, row = places[name]
+            result[number] = indexes[split].labels[row]
         return result
 
     def image_path(self, name: str) -> Path:
         """The image's file, as the annotations name it."""
-        for split in self._prepared():
-            index = self.index(split)
-            if name in index.rows:
-                return self.images[split] / index.files[index.rows[name]]
-        return self.root / name
+        if name not in self._identities()[0]:
+            return self.root / name
+        split, row = self._identities()[0][name]
+        return self.images[split] / self.index(split).files[row]
 
     def mask_path(self, name: str) -> Path | None:
         """The painted mask, or None if there is none."""
-        paths = (folder / MASKS / f"{name}.png" for folder in self._prepared().values())
-        return next((path for path in paths if path.is_file()), None)
+        if name not in self._identities()[0]:
+            return None
+        split, row = self._identities()[0][name]
+        path = self._prepared()[split] / MASKS / f"{self.index(split).names[row]}.png"
+        return path if path.is_file() else None
 
     def has_mask(self, name: str) -> bool:
         """Whether the mask is painted."""
@@ -159,7 +178,7 @@ class COCO(ImageSet):
     def mask(self, name: str) -> np.ndarray | None:
         """Ground truth, (H, W) uint8 with 255 = crowd; None if it is not painted."""
         path = self.mask_path(name)
-        return None if path is None else read_mask(path, self.num_classes)
+        return None if path is None else read_derived_mask(path, self.num_classes)
 
     def check_root(self) -> None:
         """Check that the root holds annotations.
@@ -192,15 +211,15 @@ class COCO(ImageSet):
         problems: list[str] = []
         splits = [split for split, path in self.annotations.items() if path.is_file()]
         for split in splits:
-            target = self.folder(split) / INDEX
+            folder = self.folder(split)
             try:
-                if not target.is_file():
-                    problems += build_index(self.annotations[split], target)
+                if not (folder / INDEX).is_file():
+                    problems += build_index(self.annotations[split], folder)
             except WsssError as error:
                 problems.append(str(error))
         if problems:
             raise complaint(f"{self!r}", problems)
-        self._ready, self._problems = {}, []
+        self._ready, self._found, self._problems = {}, None, []
         derived: dict[str, object] = {}
         for split in splits:
             for old in self._derived_folders(split):
@@ -229,17 +248,26 @@ class COCO(ImageSet):
         return self._problems, warnings
 
     def fingerprint(self) -> str:
-        """Changes when an annotation file does."""
-        found = [s for s, path in self.annotations.items() if path.is_file()]
-        return " ".join(self.folder(split).name for split in found)
+        """Changes when an annotation file does, or something that was derived from one is gone."""
+        folders = [self.folder(s) for s, path in self.annotations.items() if path.is_file()]
+        derived = fingerprint_of(
+            [folder / INDEX for folder in folders], [folder / MASKS for folder in folders]
+        )
+        return " ".join([*(folder.name for folder in folders), derived])
 
     def _paint(self, split: str, workers: int) -> tuple[int, int]:
         """Paint what is missing; how many masks were painted and how many were there."""
-        folder = self.folder(split)
-        index, outlines = self.index(split), read_outlines(folder / INDEX)
+        folder, index = self.folder(split), self.index(split)
         masks = folder / MASKS
         masks.mkdir(exist_ok=True)
         there = set(os.listdir(masks))
+        if all(f"{name}.png" in there for name in index.names):
+            return 0, len(index.names)
+        outlines = read_outlines(folder)
+        if outlines is None:  # they went when all masks were painted, or are damaged
+            build_index(self.annotations[split], folder)
+            outlines = read_outlines(folder)
+            assert outlines is not None  # they have just been written
         tasks = [
             PaintTask(
                 name,
@@ -251,9 +279,11 @@ class COCO(ImageSet):
             for row, name in enumerate(index.names)
             if f"{name}.png" not in there
         ]
-        paint = partial(paint_file, annotations=self.annotations[split])
+        paint = partial(paint_file, outlines=folder / OUTLINES, annotations=self.annotations[split])
         lines = [line for line in parallel(paint, tasks, f"masks of {split}", workers) if line]
         self._problems += lines
+        if not lines:
+            (folder / OUTLINES).unlink(missing_ok=True)
         return len(tasks) - len(lines), len(index.names) - len(tasks)
 
     def _prepared(self) -> dict[str, Path]:
@@ -265,12 +295,44 @@ class COCO(ImageSet):
         if not self._ready:
             found = {s: self.folder(s) for s, path in self.annotations.items() if path.is_file()}
             ready = {s: folder for s, folder in found.items() if (folder / INDEX).is_file()}
-            check_same_classes({self.annotations[s]: read_index(ready[s] / INDEX) for s in ready})
+            check_same_classes(
+                {self.annotations[s]: read_index(self.annotations[s], ready[s]) for s in ready}
+            )
             self._ready = ready
         return self._ready
 
     def _indexes(self) -> list[Index]:
         return [self.index(split) for split in self._prepared()]
+
+    def _identities(self) -> tuple[dict[str, tuple[str, int]], set[str]]:
+        """Split and row of each image by its name, and the names of files that several images have.
+
+        Raises:
+            WsssError: If two images can't be told apart even with their splits before their names.
+        """
+        if self._found is None:
+            indexes = {split: self.index(split) for split in self._prepared()}
+            path_of: dict[str, Path] = {}
+            shared = {
+                name
+                for split, index in indexes.items()
+                for name, file in zip(index.names, index.files, strict=True)
+                if path_of.setdefault(name, path := self.images[split] / file) != path
+            }
+            places: dict[str, tuple[str, int]] = {}
+            for split, index in indexes.items():
+                for row, inner in enumerate(index.names):
+                    name = f"{split}__{inner}" if inner in shared else inner
+                    there, first = places.setdefault(name, (split, row))
+                    if self.images[there] / indexes[there].files[first] != (
+                        self.images[split] / index.files[row]
+                    ):
+                        raise WsssError(
+                            f"{self.root}: two images are called '{name}'; rename a file of split "
+                            f"'{split}' and correct its file_name in {self.annotations[split]}"
+                        )
+            self._found = places, shared
+        return self._found
 
     def _derived_folders(self, split: str) -> list[Path]:
         """Folders of this split, of the present annotations and of former ones."""

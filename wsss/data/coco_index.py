@@ -1,4 +1,4 @@
-"""What is kept of a COCO annotation file: image list, label vectors, and where outlines stand."""
+"""What is kept of a COCO annotation file: image list, label vectors and outlines."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import ijson
 import numpy as np
 
-from wsss.data.json_stream import Element, read_element, stream_lists
+from wsss.data.base import class_problems
 from wsss.data.masks import VOID
+from wsss.data.photographs import MOST_PIXELS
 from wsss.errors import WsssError
 from wsss.files import atomic
 from wsss.run.progress import track
 
+INDEX, OUTLINES = "index.npz", "outlines.jsonl"
 # Raised when the index or the masks made from it change their meaning.
-_VERSION = 1
-_KEYS = ("images", "annotations", "categories")
+_VERSION = 2
+LONGEST = 200  # bytes of an image's name: files of every stage are called after it
+_CHUNK, _DEEPEST = 1 << 13, 1 << 11  # bytes read at once; containers open at once
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,9 @@ class Index:
 
     Attributes:
         classes: Category names in ascending order of their ids; `classes[n]` is class id n + 1.
-        names: Image names, unique.
+        names: Image names, unique within the split.
         files: Image files, relative to the split's image folder.
         labels: (images, N) uint8 in {0, 1}.
-        rows: Row of each name.
         facts: Counts for the report.
     """
 
@@ -44,23 +47,24 @@ class Index:
     names: tuple[str, ...]
     files: tuple[str, ...]
     labels: np.ndarray
-    rows: dict[str, int]
     facts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Where the outlines of each image of an index stand in the annotation file.
+    """Where the outlines of each image of an index stand in the file `OUTLINES` beside it.
 
     Attributes:
         sizes: (images, 2) height and width that the outlines are drawn for.
         spans: (outlines, 3) int64: first byte, number of bytes, class id (255: crowd).
         first: (images + 1,) int64; those of image i are `spans[first[i] : first[i + 1]]`.
+        length: Bytes of the file.
     """
 
     sizes: np.ndarray
     spans: np.ndarray
     first: np.ndarray
+    length: int
 
 
 def digest(annotations: Path) -> str:
@@ -75,209 +79,290 @@ def image_name(file: str) -> str:
     return re.sub(r"\.[A-Za-z]{3,4}$", "", file).replace("/", "__")
 
 
-def build_index(annotations: Path, target: Path) -> list[str]:
-    """Read an annotation file once and write `target`, an `.npz` with `Index` and `Outlines`.
+def build_index(annotations: Path, folder: Path) -> list[str]:
+    """Read an annotation file and write `INDEX` and `OUTLINES` into `folder`.
 
     Category ids may be any numbers: they become 1..N in their order. Crowd regions count as
-    labels. Images without a label are left out.
+    labels. Images without a label are left out. Outlines go from one file to the other, one at a
+    time: half a gigabyte of them is read with a few megabytes.
 
     Returns:
-        What is wrong with the file, one line each; `target` is written only if nothing is.
+        What is wrong with the annotations, one line each; the index is written only if nothing is.
 
     Raises:
         WsssError: If the file can't be read as JSON or lacks one of its lists.
     """
     draft = _Draft(annotations)
-    for element in track(stream_lists(annotations, _KEYS), f"reading {annotations.name}"):
-        draft.add(element)
+    draft.read_images()
+    draft.read_categories()
+    with atomic(folder / OUTLINES) as temporary:
+        with temporary.open("wb") as file:
+            draft.read_annotations(file)
     content = draft.finish()
-    if not draft.problems:
-        with atomic(target) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **content)  # type: ignore[arg-type]
-    return draft.problems
+    if draft.problems:
+        (folder / OUTLINES).unlink()
+        return draft.problems
+    with atomic(folder / INDEX) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **content)
+    return []
 
 
-def read_index(path: Path) -> Index:
+def read_index(annotations: Path, folder: Path) -> Index:
     """The index that `build_index` wrote; it is read once by each process.
 
+    One that is damaged is made anew.
+
     Raises:
-        WsssError: If it can't be read.
+        WsssError: If the annotations can't be read any more.
     """
-    return _read_index(path, path.stat().st_mtime_ns)
+    path = folder / INDEX
+    index = _read_index(path, path.stat().st_mtime_ns)
+    if index is None:
+        for line in build_index(annotations, folder):
+            raise WsssError(line)
+        index = _read_index(path, path.stat().st_mtime_ns)
+        assert index is not None  # it has just been written
+    return index
 
 
 @lru_cache(maxsize=8)
-def _read_index(path: Path, stamp: int) -> Index:
+def _read_index(path: Path, stamp: int) -> Index | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = tuple(file["names"].tolist())
-            return Index(
-                classes=tuple(file["classes"].tolist()),
-                names=names,
-                files=tuple(file["files"].tolist()),
-                labels=file["labels"],
-                rows={name: row for row, name in enumerate(names)},
-                facts=json.loads(str(file["facts"])),
-            )
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise WsssError(
-            f"can't read {path} ({error}): delete it and run stage=prepare again"
-        ) from error
+            head = json.loads(file["head"].tobytes())
+            labels = file["labels"]
+        names, files, classes = (tuple(head[key]) for key in ("names", "files", "classes"))
+        if labels.shape != (len(names), len(classes)) or len(files) != len(names):
+            return None
+        return Index(classes, names, files, labels, head["facts"])
+    except Exception:  # whatever is wrong with it, it is made anew
+        return None
 
 
-def read_outlines(path: Path) -> Outlines:
-    """The outlines' places of an index file."""
-    with np.load(path, allow_pickle=False) as file:
-        return Outlines(file["sizes"], file["spans"], file["first"])
+def read_outlines(folder: Path) -> Outlines | None:
+    """Places of the outlines; None if the index is damaged or the outlines are not all there."""
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as file:
+            length = int(file["length"])
+            found = Outlines(file["sizes"], file["spans"], file["first"], length)
+        return found if (folder / OUTLINES).stat().st_size == length else None
+    except Exception:  # as above
+        return None
+
+
+def read_outline(file: BinaryIO, offset: int, length: int) -> tuple[Any, Any]:
+    """Id and `segmentation` of the annotation at a place of `OUTLINES`."""
+    file.seek(offset)
+    ident, segmentation = json.loads(file.read(length))
+    return ident, segmentation
 
 
 class _Draft:
-    """Collects the elements of an annotation file, in whatever order its lists stand."""
+    """Collects what is kept of an annotation file; its lists may stand in any order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[str] = []
-        # Ids may be numbers or text, and annotations may come before their images: ids are
-        # numbered as they are met.
-        self.image_numbers: dict[Hashable, int] = {}
-        self.category_numbers: dict[Hashable, int] = {}
-        self.images: dict[int, tuple[str, int, int]] = {}
-        self.categories: dict[int, tuple[Any, str]] = {}
-        # Per annotation: image, category, crowd, has an outline, first byte, number of bytes.
+        # Row of each image by its id, which may be a number or text; file and size of each row.
+        self.rows: dict[int | str, int] = {}
+        self.files: list[str] = []
+        self.sizes: list[tuple[Any, Any]] = []
+        self.categories: dict[int | str, str] = {}
+        # Per annotation: row, category, crowd, first byte and number of bytes of its outline.
         self.annotations = array("q")
+        self.length = 0
 
-    def wrong(self, element: Element, what: str) -> None:
-        value = element.value
-        ident = value.get("id") if isinstance(value, dict) else None
-        place = f"byte {element.offset}" if ident is None else f"id {ident}"
-        self.problems.append(f"{self.path}, {element.key}, {place}: {what}")
+    def read_images(self) -> None:
+        """Take the list `images`."""
+        for number, value in enumerate(self._elements("images")):
+            entry: dict[str, Any] = value if isinstance(value, dict) else {}
+            ident, file = entry.get("id"), entry.get("file_name")
+            size = entry.get("height"), entry.get("width")
+            fault = self._image_fault(ident, file, size) if entry else "is no object"
+            if fault:
+                self._wrong("images", number, ident, fault)
+            if _is_id(ident):  # known, even if the rest is wrong
+                self.rows.setdefault(ident, len(self.files))  # type: ignore[arg-type]
+                self.files.append(str(file).replace("\\", "/"))
+                self.sizes.append(size)
 
-    def add(self, element: Element) -> None:
-        """Take one element of one of the three lists."""
-        if not isinstance(element.value, dict):
-            self.wrong(element, "is no object")
-        else:
-            getattr(self, f"_add_{element.key}")(element, element.value)
-
-    def _add_images(self, element: Element, value: dict[str, Any]) -> None:
-        height, width, file = value.get("height"), value.get("width"), value.get("file_name")
-        if not _is_id(value.get("id")):
-            self.wrong(element, "has no id")
-            return
-        number = self.image_numbers.setdefault(value["id"], len(self.image_numbers))
-        if number in self.images:
-            self.wrong(element, "the id is given to two images")
-        self.images[number] = ("", 0, 0)  # known, even if the rest is wrong
+    def _image_fault(self, ident: Any, file: Any, size: tuple[Any, Any]) -> str:
+        if not _is_id(ident):
+            return "has no id"
+        if ident in self.rows:
+            return "the id is given to two images"
         if not isinstance(file, str) or not file:
-            self.wrong(element, "has no file_name")
-        elif file.replace("\\", "/").startswith("/") or ".." in re.split(r"[/\\]", file):
-            self.wrong(element, f"file_name '{file}' is no path inside the image folder")
-        elif not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-            self.wrong(element, f"height and width are {height} and {width}")
-        else:
-            self.images[number] = (file.replace("\\", "/"), height, width)
-
-    def _add_categories(self, element: Element, value: dict[str, Any]) -> None:
-        name = value.get("name")
-        if not _is_id(value.get("id")):
-            self.wrong(element, "has no id")
-            return
-        number = self.category_numbers.setdefault(value["id"], len(self.category_numbers))
-        if number in self.categories:
-            self.wrong(element, "the id is given to two categories")
-        if not isinstance(name, str) or not name.strip():
-            self.wrong(element, "has no name")
-        elif name.strip() in (other for _, other in self.categories.values()):
-            self.wrong(element, f"the name '{name.strip()}' is given to two categories")
-        self.categories[number] = (value["id"], str(name).strip())
-
-    def _add_annotations(self, element: Element, value: dict[str, Any]) -> None:
-        image, category = value.get("image_id"), value.get("category_id")
-        if not _is_id(image) or not _is_id(category):
-            self.wrong(element, f"has no {'category_id' if _is_id(image) else 'image_id'}")
-            return
-        self.annotations.extend(
-            (
-                self.image_numbers.setdefault(image, len(self.image_numbers)),
-                self.category_numbers.setdefault(category, len(self.category_numbers)),
-                bool(value.get("iscrowd")),
-                bool(value.get("segmentation")),
-                element.offset,
-                element.length,
+            return "has no file_name"
+        inner = file.replace("\\", "/")
+        if inner.startswith("/") or ".." in inner.split("/"):
+            return f"file_name '{file}' is no path inside the image folder"
+        length = len(image_name(inner).encode(errors="replace"))
+        if "\0" in file or not 1 <= length <= LONGEST:
+            return f"file_name {file[:LONGEST]!r} can't be the name of a file"
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            return f"height and width are {size[0]} and {size[1]}"
+        if size[0] * size[1] > MOST_PIXELS:
+            return (
+                f"height and width, {size[0]} and {size[1]}, are more than {MOST_PIXELS:,} pixels"
             )
-        )
+        return ""
 
-    def finish(self) -> dict[str, np.ndarray]:
-        """The arrays of the index file; may be called once all elements are added."""
-        table = np.array(self.annotations, dtype=np.int64).reshape(-1, 6)
-        self._check_references(table)
+    def read_categories(self) -> None:
+        """Take the list `categories`."""
+        for number, value in enumerate(self._elements("categories")):
+            entry: dict[str, Any] = value if isinstance(value, dict) else {}
+            ident, name, fault = entry.get("id"), entry.get("name"), ""
+            if not entry:
+                fault = "is no object"
+            elif not _is_id(ident):
+                fault = "has no id"
+            elif ident in self.categories:
+                fault = "the id is given to two categories"
+            elif not isinstance(name, str) or not name.strip():
+                fault = "has no name"
+            elif "\0" in name:
+                fault = f"the name {name[:LONGEST]!r} is no text"
+            if fault:
+                self._wrong("categories", number, ident, fault)
+            if _is_id(ident):
+                self.categories[ident] = str(name).strip()  # type: ignore[index]
+        self.order = sorted(self.categories, key=_by_id)
+        if not self.problems:
+            names = [self.categories[ident] for ident in self.order]
+            self.problems += class_problems(names, f"{self.path} (categories)")
+
+    def read_annotations(self, outlines: BinaryIO) -> None:
+        """Take the list `annotations`; outlines are written to a file, a line each."""
+        class_id = {ident: number for number, ident in enumerate(self.order, start=1)}
+        unknown: dict[tuple[str, str, Any], list[Any]] = {}
+        elements = track(self._elements("annotations"), f"reading {self.path.name}")
+        for number, value in enumerate(elements):
+            if not isinstance(value, dict):
+                self._wrong("annotations", number, None, "is no object")
+                continue
+            image: Any = value.get("image_id")
+            category: Any = value.get("category_id")
+            if not _is_id(image) or not _is_id(category):
+                missing = "category_id" if _is_id(image) else "image_id"
+                self._wrong("annotations", number, value.get("id"), f"has no {missing}")
+                continue
+            if image not in self.rows:
+                unknown.setdefault(("image_id", "images", image), []).append(value.get("id"))
+            if category not in class_id:
+                named = ("category_id", "categories", category)
+                unknown.setdefault(named, []).append(value.get("id"))
+            line = b""
+            if value.get("segmentation"):
+                line = json.dumps([value.get("id"), value["segmentation"]]).encode() + b"\n"
+                outlines.write(line)
+            self.annotations.extend(
+                (
+                    self.rows.get(image, -1),
+                    class_id.get(category, 0),
+                    bool(value.get("iscrowd")),
+                    self.length,
+                    len(line),
+                )
+            )
+            self.length += len(line)
+        for (key, listed, ident), those in unknown.items():
+            self.problems.append(
+                f"{self.path}: {len(those)} annotations (the first: id {those[0]}) have {key} "
+                f"{ident!r}, which is not among the {listed}"
+            )
+
+    def finish(self) -> dict[str, Any]:
+        """The arrays of the index file; nothing if something is wrong."""
         if self.problems:
             return {}
-        order = sorted(self.categories, key=lambda n: _by_id(self.categories[n][0]))
-        class_ids = np.zeros(len(order) + 1, dtype=np.int64)
-        class_ids[order] = np.arange(1, len(order) + 1)
-        image, class_id = table[:, 0], class_ids[table[:, 1]]
-
-        labelled = [int(number) for number in np.unique(image)]
-        by_name = sorted((image_name(self.images[n][0]), n) for n in labelled)
-        names = [name for name, _ in by_name]
-        numbers = [number for _, number in by_name]
-        for name, count in Counter(names).items():
+        table = np.frombuffer(self.annotations, dtype=np.int64).reshape(-1, 5)
+        image, class_id, crowd = table[:, 0], table[:, 1], table[:, 2]
+        named = sorted((image_name(self.files[row]), row) for row in np.unique(image).tolist())
+        for name, count in Counter(name for name, _ in named).items():
             if count > 1:
                 self.problems.append(f"{self.path}: {count} images are called '{name}'")
-        row_of = np.full(len(self.image_numbers), -1, dtype=np.int64)
-        row_of[numbers] = np.arange(len(numbers))
+        kept = [row for _, row in named]
+        place = np.full(len(self.files), -1, dtype=np.int64)
+        place[kept] = np.arange(len(kept))
 
-        labels = np.zeros((len(names), len(order)), dtype=np.uint8)
-        labels[row_of[image], class_id - 1] = 1
-        drawn = table[:, 3] == 1
-        rows = row_of[image[drawn]]
-        spans = np.stack(
-            [table[drawn, 4], table[drawn, 5], np.where(table[drawn, 2], VOID, class_id[drawn])],
-            axis=1,
-        )
-        by_row = np.argsort(rows, kind="stable")
-        facts = {
-            "images_in_file": len(self.images),
-            "images_without_label": len(self.images) - len(names),
-            "annotations": len(table),
-            "crowd_regions": int(table[:, 2].sum()),
-            "annotations_without_outline": int((~drawn).sum()),
+        labels = np.zeros((len(kept), len(self.order)), dtype=np.uint8)
+        labels[place[image], class_id - 1] = 1
+        drawn = np.flatnonzero(table[:, 4])
+        drawn = drawn[np.argsort(place[image[drawn]], kind="stable")]
+        ids = np.where(crowd[drawn] == 1, VOID, class_id[drawn])
+        head = {
+            "classes": [self.categories[ident] for ident in self.order],
+            "names": [name for name, _ in named],
+            "files": [self.files[row] for row in kept],
+            "facts": {
+                "images_in_file": len(self.files),
+                "images_without_label": len(self.files) - len(kept),
+                "annotations": len(table),
+                "crowd_regions": int(crowd.sum()),
+                "annotations_without_outline": len(table) - len(drawn),
+            },
         }
         return {
-            "classes": np.array([self.categories[n][1] for n in order]),
-            "names": np.array(names),
-            "files": np.array([self.images[n][0] for n in numbers]),
-            "sizes": np.array([self.images[n][1:] for n in numbers], dtype=np.int64),
+            "head": np.frombuffer(json.dumps(head).encode(), dtype=np.uint8),
             "labels": labels,
-            "spans": spans[by_row],
-            "first": np.searchsorted(rows[by_row], np.arange(len(names) + 1)),
-            "facts": np.array(json.dumps(facts)),
+            "sizes": np.array([self.sizes[row] for row in kept], dtype=np.int64),
+            "spans": np.stack([table[drawn, 3], table[drawn, 4], ids], axis=1),
+            "first": np.searchsorted(place[image[drawn]], np.arange(len(kept) + 1)),
+            "length": np.array(self.length),
         }
 
-    def _check_references(self, table: np.ndarray) -> None:
-        """Every annotation must point at an image and a category, and there must be some."""
-        for column, key, numbers, known in (
-            (0, "image_id", self.image_numbers, self.images),
-            (1, "category_id", self.category_numbers, self.categories),
-        ):
-            for ident in (ident for ident, number in numbers.items() if number not in known):
-                those = table[table[:, column] == numbers[ident]]
-                with self.path.open("rb") as file:
-                    first = read_element(file, *those[0, 4:].tolist()).get("id", "?")
-                listed = "images" if column == 0 else "categories"
-                self.problems.append(
-                    f"{self.path}: {len(those)} annotations (the first: id {first}) have {key} "
-                    f"{ident}, which is not among the {listed}"
-                )
-        if not self.categories:
-            self.problems.append(f"{self.path} has no categories")
-        elif len(self.categories) >= VOID:
-            self.problems.append(
-                f"{self.path} has {len(self.categories)} categories; masks hold {VOID - 1} at most"
+    def _wrong(self, key: str, number: int, ident: Any, what: str) -> None:
+        place = f"number {number + 1}" if ident is None else f"id {ident}"
+        self.problems.append(f"{self.path}, {key}, {place}: {what}")
+
+    def _elements(self, key: str) -> Iterator[Any]:
+        """Elements of one of the file's lists; only one of them is held at a time.
+
+        Raises:
+            WsssError: If the file can't be read as JSON, or the list is missing or empty.
+        """
+        empty = True
+        try:
+            with self.path.open("rb") as file:
+                source = _Source(file)
+                for value in ijson.items(source, f"{key}.item", use_float=True, buf_size=_CHUNK):
+                    empty = False
+                    yield value
+        except OSError as error:
+            raise WsssError(f"can't read {self.path}: {error.strerror}") from error
+        except Exception as error:  # which of them depends on the parser that ijson found
+            reason = " ".join(str(error).split())
+            raise WsssError(f"can't read {self.path} as JSON: {reason}") from error
+        if empty:
+            raise WsssError(
+                f"{self.path} has no list '{key}', which COCO's format asks for, or it is empty"
             )
-        if not self.annotations:
-            self.problems.append(f"{self.path} has no annotations: no image has a label")
+
+
+class _Source:
+    """The bytes of a file as ijson reads them: without a byte-order mark, and not nested too deep.
+
+    ijson keeps the path to each open container, so that a file of nothing but brackets would take
+    all memory.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.depth = file, 0
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            ValueError: If more containers than `_DEEPEST` are open.
+        """
+        chunk = self.file.read(size)
+        self.depth += chunk.count(b"[") + chunk.count(b"{")
+        self.depth -= chunk.count(b"]") + chunk.count(b"}")
+        if self.depth > _DEEPEST:
+            raise ValueError("it is nested too deep")
+        return chunk
 
 
 def _is_id(value: object) -> bool:

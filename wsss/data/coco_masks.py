@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
-from wsss.data.json_stream import read_element
+from wsss.data.coco_index import read_outline
 from wsss.data.masks import write_mask
+from wsss.data.photographs import photograph_head, upright
+from wsss.errors import WsssError
 
-_ORIENTATION = 0x0112  # EXIF
+FARTHEST = 1e12  # pixels; coordinates from there on are no outline but a fault
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PaintTask:
         name: The image's name.
         image: Its file.
         size: Height and width that the outlines are drawn for.
-        spans: (K, 3) first byte and number of bytes in the annotation file, and class id.
+        spans: (K, 3) first byte and number of bytes in the file of outlines, and class id.
         target: PNG to write.
     """
 
@@ -36,23 +37,28 @@ class PaintTask:
     target: Path
 
 
-def paint_file(task: PaintTask, annotations: Path) -> str | None:
-    """Write the mask of one image; its outlines are read from their places in the file.
+def paint_file(task: PaintTask, outlines: Path, annotations: Path) -> str | None:
+    """Write the mask of one image.
+
+    Args:
+        task: What to paint.
+        outlines: File that its spans are places of.
+        annotations: Where they came from, for messages.
 
     Returns:
         None, or a line that says what is wrong; then no mask is written.
     """
-    outlines, ids = [], []
-    with annotations.open("rb") as file:
+    runs, ids = [], []
+    with outlines.open("rb") as file:
         for offset, length, class_id in task.spans.tolist():
-            element = read_element(file, offset, length)
+            ident, segmentation = read_outline(file, offset, length)
             try:
-                outlines.append(to_rle(element["segmentation"], task.size))
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                ident = element.get("id", "?")
-                return f"{annotations}, annotations, id {ident}: no outline can be read ({error})"
+                runs.append(to_rle(segmentation, task.size))
+            except Exception as error:  # of the many ways to be wrong not each has a check
+                reason = " ".join(str(error).split())
+                return f"{annotations}, annotations, id {ident}: no outline can be read ({reason})"
             ids.append(class_id)
-    mask = as_loaded(paint(outlines, ids, task.size), task.image)
+    mask = as_loaded(paint(runs, ids, task.size), task.image)
     if isinstance(mask, str):
         return f"{annotations}: the outlines of '{task.name}' are {mask}"
     write_mask(task.target, mask)
@@ -61,6 +67,8 @@ def paint_file(task: PaintTask, annotations: Path) -> str | None:
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Run lengths of one annotation's `segmentation`, in any of COCO's forms.
+
+    Nothing gets to pycocotools that makes it read or write where it must not, or fill the memory.
 
     Args:
         segmentation: Polygons [[x, y, x, y, ...], ...], or run lengths {"counts", "size"}, given
@@ -72,7 +80,6 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is none of these forms, or run lengths are for another size.
-        TypeError: If a coordinate is no number.
     """
     height, width = size
     if isinstance(segmentation, dict):
@@ -80,21 +87,97 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"run lengths for {segmentation['size']}, image of {[height, width]}")
         if isinstance(counts, str):
-            return {"size": [height, width], "counts": counts.encode()}
-        if sum(counts) != height * width or min(counts) < 0:
+            counts = unpack(counts)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a run length is no whole number from 0 on")
+        if sum(counts) != height * width:
             raise ValueError(f"run lengths make {sum(counts)} pixels of {height * width}")
-        return coco_mask.frPyObjects(segmentation, height, width)
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     if not isinstance(segmentation, list):
         raise ValueError(f"segmentation is a {type(segmentation).__name__}")
-    polygons = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
-    if any(len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon has an odd number of coordinates")
-    if not all(np.isfinite(polygon).all() for polygon in polygons):
-        raise ValueError("a coordinate is not finite")
-    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    listed = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
+    whole = [_points(polygon) for polygon in listed]
+    polygons = [within(points, size) for points in whole if len(points) > 2]
+    polygons = [points for points in polygons if len(points)]
     if not polygons:
         return coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return coco_mask.merge(
+        coco_mask.frPyObjects([points.ravel().tolist() for points in polygons], height, width)
+    )
+
+
+def _points(polygon: Any) -> np.ndarray:
+    """A polygon's points, (P, 2) float64."""
+    values = np.asarray(polygon)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise ValueError("a coordinate is no number")
+    if len(values) % 2:
+        raise ValueError("a polygon has an odd number of coordinates")
+    if not (np.abs(values) < FARTHEST).all():
+        raise ValueError("a coordinate is not finite or far beyond any image")
+    return values.astype(np.float64).reshape(-1, 2)
+
+
+def within(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What of a polygon can be seen, and a margin of the image's size around it.
+
+    pycocotools walks along each edge in steps of a fifth of a pixel, however long it is. Nearly all
+    polygons lie within the margin and are left as they are. Of others what lies beyond is cut off
+    side by side (Sutherland and Hodgman, "Reentrant polygon clipping", 1974); what joins the
+    pieces along the cut lies outside the image.
+
+    Args:
+        points: (P, 2) x and y.
+        size: Height and width of the image.
+
+    Returns:
+        (Q, 2) x and y; Q is 0 if nothing is left.
+    """
+    for axis, side in ((0, size[1]), (1, size[0])):
+        for bound, sign in ((-side, 1), (2 * side, -1)):
+            ahead = sign * (points[:, axis] - bound)  # above 0: to be kept
+            if not (ahead < 0).any():
+                continue
+            cut = []
+            for here, there, a, b in zip(
+                points, np.roll(points, -1, axis=0), ahead, np.roll(ahead, -1), strict=True
+            ):
+                if a >= 0:
+                    cut.append(here)
+                if (a >= 0) != (b >= 0):
+                    crossing = here + (there - here) * (a / (a - b))
+                    crossing[axis] = bound
+                    cut.append(crossing)
+            points = np.array(cut).reshape(-1, 2)
+    return points
+
+
+def unpack(text: str) -> list[int]:
+    """Run lengths from COCO's packed text.
+
+    Each is written with 5 bits a character, lowest first, from "0" on; the sixth bit says that more
+    follow, the highest of the last five is the sign. From the fourth on they are differences to the
+    one before last.
+
+    Raises:
+        ValueError: If it is no such text.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for sign in text:
+        code = ord(sign) - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError("the packed run lengths are damaged")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the packed run lengths are cut off")
+    return counts
 
 
 def paint(
@@ -131,19 +214,12 @@ def as_loaded(mask: np.ndarray, image: Path) -> np.ndarray | str:
         mask itself where the image can't be read: that is found when images are checked.
     """
     try:
-        with Image.open(image) as file:
-            stored = (file.height, file.width)
-            orientation = file.getexif().get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        stored, orientation = photograph_head(image)
+    except WsssError:
         return mask
-    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-    if mask.shape == upright:
+    seen = stored[::-1] if orientation >= 5 else stored
+    if mask.shape == seen:
         return mask
     if mask.shape != stored:
-        return (
-            f"for {mask.shape[1]} x {mask.shape[0]} pixels, the image has "
-            f"{upright[1]} x {upright[0]}"
-        )
-    lying = Image.fromarray(mask)
-    lying.getexif()[_ORIENTATION] = orientation
-    return np.array(ImageOps.exif_transpose(lying))
+        return f"for {mask.shape[1]} x {mask.shape[0]} pixels, the image has {seen[1]} x {seen[0]}"
+    return upright(mask, orientation)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from wsss.data.base import ImageSet
+from wsss.data.base import ImageSet, class_problems, fingerprint_of, list_files, read_lines
 from wsss.data.label_files import Labels, match_rows, read_rows
-from wsss.data.masks import VOID, read_mask
+from wsss.data.masks import read_mask
+from wsss.data.photographs import IMAGE_ENDINGS
 from wsss.errors import WsssError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 MASK_ENDINGS = (".png",)
+NO_MASK_ENDINGS = tuple(ending for ending in IMAGE_ENDINGS if ending not in MASK_ENDINGS)
 WITH_MASKS = "_with_masks"
 
 
 class Folder(ImageSet):
     """Images in one folder, with labels in a CSV or JSON file.
 
-    `images/NAME.jpg` (or png), `classes.txt` (a name a line), `labels.csv` (rows of
-    `name,class;class`) or `labels.json` (`{"name": ["class", ...]}`); for evaluation
-    `masks/NAME.png`; optionally lists `splits/SPLIT.txt`. Without any list all images are split
-    `train`. `SPLIT_with_masks` is made of the images of a split that have a mask, or of all where
-    none has: then there are pictures, but no scores. Nothing is derived: what is read is small.
+    `images/NAME.jpg` (or any of `IMAGE_ENDINGS`), `classes.txt` (a name a line), `labels.csv`
+    (rows of `name,class;class`) or `labels.json` (`{"name": ["class", ...]}`), where an image may
+    be of no class; for evaluation `masks/NAME.png`; optionally lists `splits/SPLIT.txt`. Without
+    any list all images are split `train`. `SPLIT_with_masks` is made of the images of a split that
+    have a mask, or of all where none has: then there are pictures, but no scores. Nothing is
+    derived: what is read is small.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Folder(ImageSet):
         """
         if not self._class_names:
             self._class_names = self._read_classes()
-            problems = self._class_problems(self._class_names)
+            where = self.class_file or "data.image_set.classes"
+            problems = class_problems(self._class_names, where)
             if problems:
                 self._class_names = ()
                 raise WsssError("\n".join(problems))
@@ -111,7 +112,7 @@ class Folder(ImageSet):
 
     def image_path(self, name: str) -> Path:
         """The image's file, whatever its ending is."""
-        files, _ = _listing(self.images, IMAGE_ENDINGS)
+        files, _ = list_files(self.images, IMAGE_ENDINGS)
         return self.images / files.get(name, name)
 
     def labels(self, names: Sequence[str]) -> np.ndarray:
@@ -136,7 +137,7 @@ class Folder(ImageSet):
 
     def mask_path(self, name: str) -> Path | None:
         """`masks/name.png`, or None if there is none."""
-        files, _ = _listing(self.masks, MASK_ENDINGS)
+        files, _ = list_files(self.masks, MASK_ENDINGS)
         return self.masks / files[name] if name in files else None
 
     def has_mask(self, name: str) -> bool:
@@ -175,16 +176,16 @@ class Folder(ImageSet):
             problems += self._table().problems
         except WsssError as error:
             problems.append(str(error))
-        masks, _ = _listing(self.masks, MASK_ENDINGS)
+        masks, _ = list_files(self.masks, MASK_ENDINGS)
         problems += [
             f"mask {self.masks / file} belongs to no image in {self.images}"
             for name, file in masks.items()
             if name not in files
         ]
-        jpegs, _ = _listing(self.masks, (".jpg", ".jpeg"))
+        others, _ = list_files(self.masks, NO_MASK_ENDINGS)
         problems += [
-            f"mask {self.masks / file} is a JPEG, which changes class ids: save masks as PNG"
-            for file in jpegs.values()
+            f"mask {self.masks / file} is no PNG: save masks as PNG (a JPEG changes class ids)"
+            for file in others.values()
         ]
         if self.label_file is None and all(path.is_file() for path in self._label_files()):
             warnings.append(f"{self.root} has labels.csv and labels.json: labels.csv is read")
@@ -197,13 +198,7 @@ class Folder(ImageSet):
     def fingerprint(self) -> str:
         """Changes when a list, a label or a class does, or an image or mask comes or goes."""
         texts = [self.class_file, *sorted(self.splits.glob("*.txt")), self._label_path()]
-        stamps = [
-            (path.name, path.stat().st_mtime_ns, path.stat().st_size)
-            for path in texts
-            if path is not None and path.is_file()
-        ]
-        listings = [sorted(os.listdir(p)) for p in (self.images, self.masks) if p.is_dir()]
-        return hashlib.sha256(repr((stamps, listings)).encode()).hexdigest()[:12]
+        return fingerprint_of(texts, [self.images, self.masks])
 
     def _image_files(self) -> tuple[Mapping[str, str], Sequence[tuple[str, str]]]:
         """File of each image, and the files whose name is taken.
@@ -221,9 +216,12 @@ class Folder(ImageSet):
                 f"{self.root} has no folder {self.images.name}: put the images there, or correct "
                 "data.root or data.image_set.images"
             )
-        files, twins = _listing(self.images, IMAGE_ENDINGS)
+        files, twins = list_files(self.images, IMAGE_ENDINGS)
         if not files:
-            raise WsssError(f"{self.images} holds no image ({', '.join(IMAGE_ENDINGS)})")
+            seen = [*_ignored(self.images), "nothing at all"][:3]
+            raise WsssError(
+                f"{self.images} holds no image ({' '.join(IMAGE_ENDINGS)}), but {', '.join(seen)}"
+            )
         return files, twins
 
     def _list(self, split: str) -> Path:
@@ -235,14 +233,10 @@ class Folder(ImageSet):
         Raises:
             WsssError: If the list can't be read.
         """
-        try:
-            text = self._list(split).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise WsssError(f"can't read the list {self._list(split)}: {error}") from error
         files, _ = self._image_files()
         name_of = {file: name for name, file in files.items()}
-        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-        return [(number, name_of.get(line, line)) for number, line in lines if line]
+        lines = read_lines(self._list(split), "list")
+        return [(number, name_of.get(line, line)) for number, line in lines]
 
     def _list_problems(self, split: str) -> list[str]:
         """What is wrong with the list of a split, if it has one."""
@@ -266,31 +260,13 @@ class Folder(ImageSet):
 
     def _read_classes(self) -> tuple[str, ...]:
         assert self.class_file is not None  # names that are given are not read
-        try:
-            lines = self.class_file.read_text(encoding="utf-8-sig").splitlines()
-        except OSError as error:
-            self._image_files()
+        if not self.class_file.exists():
+            self._image_files()  # the whole folder may be wanting
             raise WsssError(
                 f"no class list {self.class_file}: write a class name a line, or give "
                 "data.image_set.classes=[NAME,...]"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise WsssError(f"the class list {self.class_file} is not UTF-8") from error
-        return tuple(line.strip() for line in lines if line.strip())
-
-    def _class_problems(self, names: Sequence[str]) -> list[str]:
-        where = self.class_file or "data.image_set.classes"
-        problems = [] if names else [f"{where} names no class"]
-        if len(names) >= VOID:
-            problems.append(f"{where} names {len(names)} classes; masks hold {VOID - 1} at most")
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            problems.append(f"{where} names class '{name}' more than once")
-        for name in names:
-            if ";" in name:
-                problems.append(f"{where}: class '{name}' has a ; in it, which parts labels")
-            if name.lower() == "background":
-                problems.append(f"{where}: '{name}' is no class, it always has id 0; remove it")
-        return problems
+            )
+        return tuple(line for _, line in read_lines(self.class_file, "class list"))
 
     def _label_path(self) -> Path | None:
         """The label file; None if there is none."""
@@ -319,42 +295,13 @@ class Folder(ImageSet):
         return self._labels
 
 
-def _listing(
-    folder: Path, endings: tuple[str, ...]
-) -> tuple[Mapping[str, str], Sequence[tuple[str, str]]]:
-    """Files of a folder by name without ending, and (name, file) of those whose name is taken."""
-    try:
-        stamp = folder.stat().st_mtime_ns
-    except OSError:
-        return {}, []
-    return _list_folder(folder, endings, stamp)
-
-
-@lru_cache(maxsize=16)
-def _list_folder(
-    folder: Path, endings: tuple[str, ...], stamp: int
-) -> tuple[Mapping[str, str], Sequence[tuple[str, str]]]:
-    files: dict[str, str] = {}
-    twins = []
-    for file in sorted(os.listdir(folder)):
-        stem, ending = os.path.splitext(file)
-        if ending.lower() not in endings or file.startswith("."):
-            continue
-        if stem in files:
-            twins.append((stem, file))
-        else:
-            files[stem] = file
-    return files, twins
-
-
 def _ignored(folder: Path) -> list[str]:
     """Entries of a folder that are no pictures, hidden ones apart."""
     if not folder.is_dir():
         return []
-    endings = IMAGE_ENDINGS
     return [
         entry.name
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
         if not entry.name.startswith(".")
-        and (entry.is_dir() or os.path.splitext(entry.name)[1].lower() not in endings)
+        and (entry.is_dir() or os.path.splitext(entry.name)[1].lower() not in IMAGE_ENDINGS)
     ]

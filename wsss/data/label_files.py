@@ -53,17 +53,23 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def csv_rows(text: str, path: Path) -> list[Row]:
-    """Rows of `name,class;class`; a first row whose name is a heading is passed over."""
+    """Rows of `name,class;class`, or of `name,` for an image of no class.
+
+    A first row whose name is a heading is passed over.
+
+    Raises:
+        WsssError: If the columns are not parted by commas, or it is no CSV.
+    """
     rows: list[Row] = []
     reader = csv.reader(text.splitlines(), skipinitialspace=True)
     try:
-        for fields in reader:
-            fields = [field.strip() for field in fields]
-            if not any(fields):
-                continue
+        table = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
+        table = [(number, fields) for number, fields in table if any(fields)]
+        _check_separator([fields for _, fields in table], path)
+        for number, fields in table:
             if not rows and fields[0].lower() in HEADINGS:
                 continue
-            place, fault = f"{path}, line {reader.line_num}", ""
+            place, fault = f"{path}, line {number}", ""
             if len(fields) != 2:
                 fault = (
                     f"{len(fields)} columns, expected 2: the image's name, and its classes with ; "
@@ -78,14 +84,28 @@ def csv_rows(text: str, path: Path) -> list[Row]:
     return rows
 
 
+def _check_separator(table: Sequence[Sequence[str]], path: Path) -> None:
+    """Refuse columns that are parted by something else than a comma, once for the whole file.
+
+    Raises:
+        WsssError: If no row has a comma, but each one a tab or semicolon.
+    """
+    for sign, name in (("\t", "tabs"), (";", "semicolons")):
+        if table and all(len(fields) == 1 and sign in fields[0] for fields in table):
+            raise WsssError(
+                f"the columns of {path} are parted by {name}: part them by commas, as in "
+                "name,class;class"
+            )
+
+
 def json_rows(text: str, path: Path) -> list[Row]:
     """Rows of `{"name": ["class", "class"], ...}`; `"class;class"` will do for the list."""
     try:
         # Pairs: a name that stands twice would be lost in a dictionary.
-        pairs = json.loads(text, object_pairs_hook=list)
-    except ValueError as error:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
         raise WsssError(f"can't read the label file {path} as JSON: {error}") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+    if not isinstance(pairs, tuple):
         raise WsssError(f'{path} must be an object: {{"image name": ["class", ...], ...}}')
     return [_json_row(name, value, path) for name, value in pairs]
 
@@ -108,7 +128,7 @@ class Labels:
     """Labels by image name, and what is wrong with the file.
 
     Attributes:
-        of: Class names of each image whose row is good.
+        of: Class names of each image whose row is good; there may be none.
         faults: One line for each image whose row is not; `labels` raises it.
         problems: Every line, in the order of the file.
     """
@@ -156,8 +176,6 @@ def match_rows(
         unknown = [label for label in dict.fromkeys(row.labels) if label not in known]
         if unknown:
             wrong(name, f"{row.place}: {_unknown(unknown, classes)}")
-        elif not row.labels:
-            wrong(name, f"{row.place}: '{row.key}' has no label")
         else:
             of[name] = row.labels
     return Labels({n: labels for n, labels in of.items() if n not in faults}, faults, problems)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from wsss.data.photographs import opened
 from wsss.errors import WsssError
+from wsss.files import atomic
 
 VOID = 255
 
@@ -32,22 +33,26 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """Read a label mask, (H, W) uint8.
 
     Args:
-        path: Palette or gray PNG whose pixel values are class ids.
+        path: Palette or gray PNG of up to 8 bits whose pixel values are class ids.
         num_classes: Number N of foreground classes; ids 0..N and 255 are allowed.
 
     Raises:
-        WsssError: If the file can't be read, is a colour picture, or holds another id.
+        WsssError: If the file can't be read, is no such PNG, or holds another id.
     """
-    try:
-        with Image.open(path) as file:
-            if file.mode not in ("P", "L"):
-                raise WsssError(
-                    f"mask {path} is a picture of mode {file.mode}; class ids are needed, "
-                    "as a palette or 8-bit gray PNG"
-                )
-            mask = np.array(file)
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise WsssError(f"can't read mask {path}: {error}") from error
+    with opened(path, "mask") as file:
+        if file.format != "PNG" or file.mode not in ("P", "L", "1"):
+            kind = f"picture of mode {file.mode}" if file.format == "PNG" else f"{file.format} file"
+            raise WsssError(
+                f"mask {path} is a {kind}; class ids are needed, as a palette or 8-bit gray PNG"
+            )
+        file.verify()  # the check sums, at which nobody looks when pixels are read; it ends there
+    with opened(path, "mask") as file:
+        mask = np.array(file).astype(np.uint8)
+        if file.mode == "L":
+            # Pillow spreads gray of 2 and 4 bits over 0..255: class 1 would be 85 or 17.
+            with path.open("rb") as head:
+                depth = head.read(25)[24]
+            mask //= np.uint8(255 // (2**depth - 1))
     counts = np.bincount(mask.ravel(), minlength=256)
     wrong = [int(i) for i in np.flatnonzero(counts) if num_classes < i < VOID]
     if wrong:
@@ -58,15 +63,31 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     return mask
 
 
+def read_derived_mask(path: Path, num_classes: int) -> np.ndarray:
+    """`read_mask` of a file that `stage=prepare` made: a damaged one can be made anew.
+
+    Raises:
+        WsssError: As `read_mask`, with this way out.
+    """
+    try:
+        return read_mask(path, num_classes)
+    except WsssError as error:
+        raise WsssError(f"{error}; delete the file and run stage=prepare again") from error
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a label mask, (H, W) uint8, as palette PNG; whole or not at all."""
+    """Write a label mask, (H, W) whole numbers in 0..255, as palette PNG; whole or not at all.
+
+    Raises:
+        WsssError: If it has another shape or holds anything else, which would be changed silently.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.dtype.kind not in "iu":
+        raise WsssError(f"mask {path} would be {mask.dtype} of shape {mask.shape}: no class ids")
+    if not 0 <= mask.min(initial=0) <= mask.max(initial=0) <= 255:
+        found = f"{mask.min()} to {mask.max()}"
+        raise WsssError(f"mask {path} would hold ids {found}; a mask holds 0 to 255")
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))  # mode L: values are kept
     image.putpalette(voc_palette().tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes may write the same file at once: each under a name of its own, then renamed.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

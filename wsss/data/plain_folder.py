@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from wsss.data.base import ImageSet
+from wsss.data.photographs import IMAGE_ENDINGS
 from wsss.errors import WsssError
-
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .jp2 .avif".split()
-)
 
 
 class Photographs(ImageSet):
@@ -27,7 +24,7 @@ class Photographs(ImageSet):
         key: What the folder is called in messages.
 
     Attributes:
-        passed_over: Files that are no pictures by their suffix.
+        passed_over: What is no picture by its suffix, or no regular file (a pipe).
 
     Raises:
         WsssError: If there is no such folder, or there are no photographs in it.
@@ -40,9 +37,10 @@ class Photographs(ImageSet):
         if not self.root.is_dir():
             raise WsssError(f"{key}={root}: no such folder; give a folder of photographs")
         entries = sorted(p for p in self.root.iterdir() if not p.name.startswith("."))
-        files = [p for p in entries if p.is_file()]
-        pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
-        self.passed_over = [p.name for p in files if p.suffix.lower() not in SUFFIXES]
+        files = [p for p in entries if not p.is_dir()]
+        pictures = [p for p in files if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS]
+        taken_in = set(pictures)
+        self.passed_over = [p.name for p in files if p not in taken_in]
         if not pictures:
             inner = next((p for p in entries if p.is_dir()), None)
             hint = f" (subfolders such as {inner.name} are not looked into)" if inner else ""

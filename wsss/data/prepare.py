@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from wsss.data.base import ImageSet
+from wsss.data.masks import VOID
+from wsss.data.photographs import checked_size
 from wsss.errors import WsssError
 from wsss.run.pool import parallel
 
@@ -117,19 +118,10 @@ def inspect(name: str, image_set: ImageSet) -> Finding:
     """Read one image and its mask, if it has one, and say what is wrong with them."""
     problems: list[str] = []
     size = None
-    path = image_set.image_path(name)
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # lies on its side: upright it is turned
-                width, height = height, width
-            image.draft("RGB", (1, 1))  # a JPEG is read to its end, but its pixels are not made
-            image.load()
-        size = (height, width)
-    except FileNotFoundError:
-        problems.append(f"image {path} does not exist")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problems.append(f"can't read image {path}: {error}")
+        size = checked_size(image_set.image_path(name))
+    except WsssError as error:
+        problems.append(str(error))
     mask_ids = None
     try:
         mask = image_set.mask(name)
@@ -137,7 +129,7 @@ def inspect(name: str, image_set: ImageSet) -> Finding:
         problems.append(str(error))
     else:
         if mask is not None:
-            mask_ids = tuple(int(i) for i in np.unique(mask) if i not in (0, 255))
+            mask_ids = tuple(int(i) for i in np.unique(mask) if i not in (0, VOID))
             if size is not None and mask.shape != size:
                 problems.append(
                     f"the mask of '{name}' is {mask.shape[1]} x {mask.shape[0]} pixels, its image "

@@ -76,6 +76,17 @@ class Scenes(VOC):
         self.check_root()
         return super().labels(names)
 
+    def check(self, split: str, need_masks: bool = False) -> None:
+        """Check the files of a split.
+
+        Raises:
+            WsssError: As `VOC.check`, with the way out: generated scenes are made anew.
+        """
+        try:
+            super().check(split, need_masks)
+        except WsssError as error:
+            raise WsssError(f"{error}; or delete {self.root} to have it made anew") from error
+
 
 def generate(
     root: str | Path, seed: int = 0, n_train: int = 360, n_val: int = 90, size: int = 144

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from wsss.data.base import ImageSet, read_list
-from wsss.data.masks import read_mask
+from wsss.data.base import (
+    ImageSet,
+    class_problems,
+    fingerprint_of,
+    list_files,
+    read_lines,
+    read_list,
+)
+from wsss.data.masks import read_derived_mask, read_mask
+from wsss.data.photographs import IMAGE_ENDINGS
+from wsss.data.sbd import convert_masks, derive_trainaug, sbd_folder
 from wsss.errors import WsssError
+from wsss.files import atomic
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -23,6 +32,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 
+CONVERTED = "SegmentationClassAug"  # folder of masks converted from SBD, in the cache
 # Raised when the meaning of the cached label vectors changes.
 _CACHE_VERSION = 1
 
@@ -55,7 +65,7 @@ class VOC(ImageSet):
             unlabelled_splits: Splits without annotations.
 
         Raises:
-            WsssError: If `root` is not given or class names are repeated.
+            WsssError: If `root` is not given or something is wrong with the class names.
         """
         if not root:
             raise WsssError("the folder of the data set is not set: give data.root=/path/to/VOC")
@@ -63,15 +73,18 @@ class VOC(ImageSet):
         self.sbd_root = Path(sbd_root).expanduser() if sbd_root else None
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self.unlabelled_splits = tuple(unlabelled_splits)
-        class_file = self.root / "ImageSets" / "classes.txt"
+        self.class_file = self.root / "ImageSets" / "classes.txt"
+        where: object = "data.image_set.classes"
         if classes is not None:
             self.classes = tuple(classes)
-        elif class_file.is_file():
-            self.classes = tuple(class_file.read_text(encoding="utf-8").split())
+        elif self.class_file.is_file():
+            where = self.class_file
+            self.classes = tuple(line for _, line in read_lines(self.class_file, "class list"))
         else:
             self.classes = VOC_CLASSES
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise WsssError(f"class names must be given once each, got {list(self.classes)}")
+        problems = class_problems(self.classes, where)
+        if problems:
+            raise WsssError(problems[0])
 
     def __repr__(self) -> str:
         sbd = f", sbd_root={str(self.sbd_root)!r}" if self.sbd_root else ""
@@ -130,14 +143,19 @@ class VOC(ImageSet):
         return read_list(path)
 
     def image_path(self, name: str) -> Path:
-        """`JPEGImages/name.jpg`."""
-        return self.root / "JPEGImages" / f"{name}.jpg"
+        """`JPEGImages/name.jpg`; if there is none, a file of that name with another ending."""
+        folder = self.root / "JPEGImages"
+        for endings in ((".jpg",), IMAGE_ENDINGS):
+            files, _ = list_files(folder, endings)
+            if name in files:
+                return folder / files[name]
+        return folder / f"{name}.jpg"
 
     def mask_path(self, name: str) -> Path | None:
         """The official mask, else the one converted from SBD, else None."""
         candidates = [self.root / "SegmentationClass" / f"{name}.png"]
         if self.cache_dir is not None:
-            candidates.append(self.cache_dir / "SegmentationClassAug" / f"{name}.png")
+            candidates.append(self.cache_dir / CONVERTED / f"{name}.png")
         return next((path for path in candidates if path.is_file()), None)
 
     def has_mask(self, name: str) -> bool:
@@ -147,7 +165,10 @@ class VOC(ImageSet):
     def mask(self, name: str) -> np.ndarray | None:
         """Ground truth, (H, W) uint8 with 255 = void; None if the image has no mask."""
         path = self.mask_path(name)
-        return None if path is None else read_mask(path, self.num_classes)
+        if path is None:
+            return None
+        derived = path.parent.name == CONVERTED
+        return (read_derived_mask if derived else read_mask)(path, self.num_classes)
 
     def labels(self, names: Sequence[str]) -> np.ndarray:
         """Label vectors from the object names of the XML files, difficult objects included.
@@ -185,12 +206,32 @@ class VOC(ImageSet):
 
     def derive(self, workers: int = 0) -> dict[str, object]:
         """Derive the list trainaug and the masks of SBD, if `sbd_root` is given."""
-        from wsss.data.sbd import convert_masks, derive_trainaug  # scipy is needed here only
-
         if self.sbd_root is None:
             return {}
-        trainaug = derive_trainaug(self)
-        return {"trainaug": len(trainaug), **convert_masks(self, trainaug, workers)}
+        if self.cache_dir is None:
+            raise WsssError("trainaug and its masks need a data.image_set.cache_dir to write to")
+        sbd = sbd_folder(self.sbd_root)
+        trainaug = derive_trainaug(
+            sbd, self.names("train"), self.names("val"), self.cache_dir / "lists" / "trainaug.txt"
+        )
+        todo = [name for name in trainaug if not self.has_mask(name)]
+        convert_masks(sbd, todo, self.cache_dir / CONVERTED, self.num_classes, workers)
+        found = len(trainaug) - len(todo)
+        return {"trainaug": len(trainaug), "masks_converted": len(todo), "masks_found": found}
+
+    def fingerprint(self) -> str:
+        """Changes when a list or the classes do, or an image, annotation or mask comes or goes."""
+        texts = [self.class_file, *sorted((self.root / "ImageSets/Segmentation").glob("*.txt"))]
+        folders = [self.root / part for part in ("JPEGImages", "Annotations", "SegmentationClass")]
+        if self.sbd_root is not None:
+            texts += [
+                self.sbd_root / inner / f"{split}.txt"
+                for inner in ("", "dataset")
+                for split in ("train", "val")
+            ]
+        if self.cache_dir is not None:
+            folders.append(self.cache_dir / CONVERTED)
+        return fingerprint_of(texts, folders)
 
     def _cache_identity(self) -> str:
         """What the cached labels depend on beside the XML files themselves."""
@@ -207,46 +248,45 @@ class VOC(ImageSet):
                 if str(file["identity"]) != self._cache_identity():
                     return {}
                 names, stamps, labels = file["names"], file["stamps"], file["labels"]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+                if labels.shape != (len(names), self.num_classes):
+                    return {}
+                kept = zip((tuple(stamp) for stamp in stamps.tolist()), labels, strict=True)
+                return dict(zip(names.tolist(), kept, strict=True))
+        except Exception:  # whatever is wrong with it, it is made anew
             return {}
-        stamp_tuples = (tuple(stamp) for stamp in stamps.tolist())
-        return dict(zip(names.tolist(), zip(stamp_tuples, labels, strict=True), strict=True))
 
     def _write_label_cache(self, cache: dict[str, tuple[tuple[int, int], np.ndarray]]) -> None:
         """Keep label vectors; a folder that can't be written is no error, only slower."""
         if self.cache_dir is None:
             return
         path = self.cache_dir / "labels.npz"
-        temporary = path.with_name(f".labels.{os.getpid()}.npz")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError), atomic(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
-                temporary,
+                file,
                 identity=np.array(self._cache_identity()),
                 names=np.array(list(cache)),
                 stamps=np.array([stamp for stamp, _ in cache.values()], dtype=np.int64),
                 labels=np.stack([label for _, label in cache.values()]),
             )
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
     """Label vector, (N,) uint8, of one VOC annotation: the classes of its objects.
 
-    Objects marked difficult count. Names of an object's parts (head, hand) are no classes.
+    Objects marked difficult count; there may be none. Names of an object's parts (head, hand) are
+    no classes.
 
     Raises:
         WsssError: If the file is no XML or an object's class is not in `classes`.
     """
     label = np.zeros(len(classes), dtype=np.uint8)
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except (ElementTree.ParseError, OSError) as error:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise WsssError(f"can't read annotation {path}: {error}") from error
-    for item in objects:
+    if root.tag != "annotation":
+        raise WsssError(f"{path} is no annotation of VOC: it holds <{root.tag}>")
+    for item in root.findall("object"):
         name = (item.findtext("name") or "").strip()
         if name not in classes:
             raise WsssError(

@@ -55,37 +55,58 @@ def read_npy_maps(path: Path, size: tuple[int, int] | None = None) -> ClassMaps:
         WsssError: If the file is missing, broken, of another content, or holds anything but arrays
             and tensors.
     """
-    content = _read_dictionary(path)
     try:
-        keys = np.asarray(content["keys"], dtype=np.int64).reshape(-1)
-        full: tuple[int, ...] | None = size
-        if "IS_CAM" in content:
-            kind, maps = "is_cam", _floats(content["IS_CAM"])
-            full = maps.shape[1:]
-            if not len(keys) or keys[0] != 0:
-                raise WsssError(f"{path}: SIPE's keys must begin with 0, the background")
-            classes = keys[1:]
-        else:
-            kind, maps = "cam", _floats(content["cam" if "cam" in content else "high_res"])
-            if "high_res" in content:
-                full = np.shape(content["high_res"])[1:]
-            classes = keys + 1
-    except (KeyError, TypeError, ValueError) as error:
+        return _class_maps(_read_dictionary(path), size)
+    except FileNotFoundError as error:
+        raise WsssError(f"{path}: no such class-map file") from error
+    except Exception as error:  # a broken pickle can fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise WsssError(
-            f"{path}: no class maps of IRN (keys, cam, high_res) or SIPE (keys, IS_CAM): {error}"
+            f"{path}: {reason}; write it again with the program that it comes from, or correct "
+            "refine.npy"
         ) from error
-    if maps.ndim != 3 or len(maps) != len(keys) or not np.isfinite(maps).all():
-        raise WsssError(f"{path}: maps of shape {maps.shape} for {len(keys)} keys, or not finite")
-    if full is None:
-        raise WsssError(f"{path}: holds no map of the photograph's size, and none was given")
-    if size is not None and tuple(full) != tuple(size):
-        raise WsssError(f"{path}: maps of {full[0]} x {full[1]} for a photograph of {size}")
-    order = np.argsort(classes)
-    extra = len(keys) - len(classes)
+
+
+def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassMaps:
+    """Class maps from the content of a file; `ValueError` says what is wrong with it."""
+    kind = "is_cam" if "IS_CAM" in content else "cam"
+    if kind == "is_cam":
+        maps = full = content["IS_CAM"]
+    else:
+        full = content.get("high_res")
+        maps = content.get("cam", full)
+    if maps is None or "keys" not in content:
+        raise ValueError("no class maps of IRN (keys, cam, high_res) or SIPE (keys, IS_CAM)")
+    # Shapes are compared before anything is copied: they may claim more than the file holds.
+    (count, *grid), number = np.shape(maps), len(content["keys"])
+    if len(grid) != 2 or count != number or np.shape(content["keys"]) != (number,):
+        raise ValueError(f"maps of shape {tuple(np.shape(maps))} for {number} keys")
+    if full is None and size is None:
+        raise ValueError("holds no map of the photograph's size, and none was given")
+    height, width = size if full is None else np.shape(full)[1:]  # type: ignore[misc]
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(f"maps of {height} x {width} for a photograph of {size[0]} x {size[1]}")
+    if grid[0] > height or grid[1] > width:
+        raise ValueError(f"maps of {grid[0]} x {grid[1]} for a photograph of {height} x {width}")
+
+    keys = _array(content["keys"])
+    if keys.dtype.kind not in "iu" and len(keys):
+        raise ValueError(f"keys of type {keys.dtype} are no class ids")
+    keys = keys.astype(np.int64)
+    if kind == "is_cam" and (not len(keys) or keys[0] != 0):
+        raise ValueError("SIPE's keys must begin with 0, the background")
+    classes = keys[1:] if kind == "is_cam" else keys + 1
     if len(classes) and (len(set(classes.tolist())) < len(classes) or classes.min() < 1):
-        raise WsssError(f"{path}: keys {keys.tolist()} are no distinct class ids")
+        raise ValueError(f"keys {keys.tolist()} are no distinct class ids")
+    values = _array(maps)
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"maps of type {values.dtype} are no numbers")
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("maps that are not finite")
+    order, extra = np.argsort(classes), len(keys) - len(classes)
     rows = np.concatenate([np.arange(extra), order + extra]).astype(np.int64)
-    return ClassMaps(classes[order], (int(full[0]), int(full[1])), {kind: maps[rows]})
+    return ClassMaps(classes[order], (int(height), int(width)), {kind: values[rows]})
 
 
 def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
@@ -159,36 +180,35 @@ def _load_storage(content: bytes) -> Any:
 
 
 def _read_dictionary(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            _skip_header(file, path)
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        _skip_header(file)
+        try:
             content = _ArrayUnpickler(file).load()
-        if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
-            content = content.item()
-    except FileNotFoundError as error:
-        raise WsssError(f"{path}: no such class-map file") from error
-    except WsssError:
-        raise
-    except Exception as error:  # a broken pickle can fail in any way
-        raise WsssError(f"{path}: not read, since it is broken or unsafe ({error})") from error
+        except Exception as error:
+            raise ValueError(f"not read, since it is broken or unsafe ({error})") from error
+    if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
+        content = content.item()
     if not isinstance(content, dict):
-        raise WsssError(f"{path}: holds no dictionary of class maps")
+        raise ValueError("holds no dictionary of class maps")
     return content
 
 
-def _skip_header(file: BinaryIO, path: Path) -> None:
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    dtype = read(file)[2]
+def _skip_header(file: BinaryIO) -> None:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        dtype = read(file)[2]
+    except Exception as error:
+        raise ValueError(f"not read, since it is broken ({error})") from error
     if not dtype.hasobject:
-        raise WsssError(f"{path}: a plain array of {dtype}, not IRN's or SIPE's dictionary")
+        raise ValueError(f"a plain array of {dtype}, not IRN's or SIPE's dictionary")
 
 
-def _floats(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float32)
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -9,29 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask
+from wsss.data.photographs import photograph_size
 from wsss.errors import WsssError
 from wsss.run.pool import parallel
 
 NAMED = 3  # faulty files that a message names; the others are counted
-
-
-def photograph_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a photograph turned upright, from the head of its file.
-
-    Raises:
-        WsssError: If it is missing or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF: lying on its side
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise WsssError(f"can't read image {path}: {error}") from error
-    return (width, height) if turned else (height, width)
 
 
 @dataclass(frozen=True)
