@@ -227,3 +227,10 @@ def test_damaged_files_are_one_line(tmp_path: Path, ending: str) -> None:
                 assert str(path) in str(error) and "\n" not in str(error)
                 refused += 1
     assert refused > 30
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_pixels_may_be_written(tmp_path, mode):
+    """Libraries that work on them in place refuse arrays that are read-only."""
+    Image.new(mode, (8, 6)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").flags.writeable

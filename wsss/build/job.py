@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from wsss.build.settings import Settings, plain
-from wsss.data.base import ImageSet
+from wsss.data.base import ImageSet, missing_files
 from wsss.evaluation.per_image import CONFUSIONS, write_confusions
 from wsss.evaluation.scoring import Score, tally
 from wsss.files import flatten, write_json
@@ -57,6 +57,8 @@ class Job:
         identity: all that its result depends on, as plain content.
         inputs: hashes of the stages that it reads, by name.
         part: a folder inside the stage's own, for a stage with several results.
+        needs: files of the folder without which the stage is not finished; where some are gone,
+            it goes on.
 
     Attributes:
         path: the folder.
@@ -74,12 +76,13 @@ class Job:
         identity: Mapping[str, Any],
         inputs: Mapping[str, str] | None = None,
         part: str | None = None,
+        needs: Callable[[Path], Iterable[Path]] = lambda path: (),
     ) -> None:
         self.settings, self.stage = s, stage
         path = s.folder(stage) / part if part else s.folder(stage)
         self.folder = StageFolder(path, stage, dict(identity), dict(inputs or {}))
         self.path, self.main = path, is_main_process()
-        self.folder.open(overwrite=s.overwrite, main=self.main)
+        self.folder.open(s.overwrite, self.main, lambda: missing_files(needs(path)))
         self.finished = self.folder.finished
         if self.finished:
             say(f"{stage}: finished before in {relative(path)} (overwrite=true redoes it)")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from wsss.backbones.base import Backbone
-from wsss.build.settings import Settings, plain
+from wsss.build.settings import Settings
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet, WholeSet, labels_of
 from wsss.data.transforms import Pyramid
@@ -16,9 +16,8 @@ from wsss.errors import WsssError
 from wsss.hosts.base import Host
 from wsss.hosts.released import read_checkpoint
 from wsss.methods.network import SeedNetwork
-from wsss.run.callbacks import CHECKPOINT
-from wsss.run.compute import choose_memory_format, choose_precision
-from wsss.run.folder import MANIFEST, require
+from wsss.run.compute import choose_memory_format
+from wsss.run.folder import check_classes
 
 
 def build_image_set(s: Settings) -> ImageSet:
@@ -71,7 +70,8 @@ def load_network(s: Settings, checkpoint: Path | None, classes: tuple[str, ...])
     """
     if checkpoint is None:
         return build_network(s, classes).eval()
-    state = read_checkpoint(checkpoint)
+    state, noted = read_checkpoint(checkpoint)
+    check_classes(str(checkpoint), noted, classes)
     network = build_network(s, classes, pretrained=False)
     try:
         network.load_state_dict(state)
@@ -129,58 +129,3 @@ def training_data(s: Settings, image_set: ImageSet, host: Host) -> EpochData:
 def _targets(host: Host) -> Path | None:
     """Folder of the label maps that a host reads."""
     return Path(host.options.labels).expanduser() if host.reads_labels else None
-
-
-def find_checkpoint(s: Settings, wanted_by: str) -> tuple[Path | None, str]:
-    """The checkpoint that a stage reads, and a hash that stands for it.
-
-    `checkpoint=FILE` names one of another run; otherwise it is that of this run's training. A
-    host that learns nothing has none.
-    """
-    if s.checkpoint:
-        path = Path(s.checkpoint).expanduser()
-        if not path.is_file():
-            raise WsssError(f"checkpoint={path}: no such file")
-        if (path.parent / MANIFEST).is_file():
-            return path, require(path.parent, "train", wanted_by)["hash"]
-        return path, str(path.resolve())
-    folder = s.folder("train")
-    made = require(folder, "train", wanted_by)
-    return (folder / CHECKPOINT if made.get("trained", True) else None), made["hash"]
-
-
-def training_identity(s: Settings) -> dict[str, Any]:
-    """All that the result of a training depends on."""
-    method = plain(s.method.branch) if s.method.branch else {}
-    method.pop("test", None)
-    data = plain(s.data)
-    return {
-        "data": {
-            k: data[k] for k in ("name", "train_split", "crop_size", "long_side", "batch_size")
-        },
-        "host": plain(s.host),
-        "method": {"name": s.method.name, **method},
-        "backbone": backbone_identity(s),
-        "optimizer": plain(s.optimizer),
-        "training": plain(s.training),
-        "trainer": trainer_identity(s),
-        "seed": s.seed,
-    }
-
-
-def backbone_identity(s: Settings) -> dict[str, Any]:
-    """The backbone; its weights by name, wherever they lie."""
-    backbone = plain(s.backbone)
-    if backbone.get("weights"):
-        backbone["weights"] = Path(backbone["weights"]).name
-    return backbone
-
-
-def trainer_identity(s: Settings) -> dict[str, Any]:
-    """What of the trainer acts on a result."""
-    return {
-        "precision": choose_precision(str(s.trainer.precision), s.trainer.accelerator),
-        "memory_format": choose_memory_format(s.trainer.memory_format),
-        "deterministic": s.trainer.deterministic,
-        "limit_train_batches": s.trainer.limit_train_batches,
-    }

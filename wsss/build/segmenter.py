@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from wsss.backbones.base import Backbone
+from wsss.build.identity import file_hash, find_checkpoint
 from wsss.build.objects import (
     build_backbone,
     build_image_set,
-    find_checkpoint,
     first_fault,
     load_network,
 )
@@ -35,7 +35,7 @@ def method_backbone(s: Settings, classes: tuple[str, ...], wanted_by: str) -> Ba
     Raises:
         WsssError: the host has none, or its training has not ended.
     """
-    checkpoint, _ = find_checkpoint(s, wanted_by)
+    checkpoint, _ = find_checkpoint(s, wanted_by, classes)
     host = load_network(s, checkpoint, classes).host
     backbone = getattr(host, "backbone", None)
     if not isinstance(backbone, Backbone):
@@ -79,6 +79,7 @@ def build_segmenter(
         loss=options.loss,
         train_scales=options.msc_scales,
         msc=options.msc,
+        enlarge_logits=options.enlarge_logits,
         class_names=tuple(classes),
     )
     if choose_memory_format(s.trainer.memory_format) == "channels_last":
@@ -136,7 +137,7 @@ def find_trained(s: Settings, wanted_by: str) -> Trained:
             note = _read(path).get("segmentation", {})  # the checkpoint of an unfinished training
             classes = note.get("class_names") or build_image_set(s).classes
             made_from = in_words(note.get("initial_weights", "unknown"))
-            return Trained(path, str(path.resolve()), tuple(classes), made_from)
+            return Trained(path, file_hash(s, path), tuple(classes), made_from)
         made = read_json(beside)
         if made.get("stage") != "seg_train":
             raise WsssError(
@@ -145,6 +146,10 @@ def find_trained(s: Settings, wanted_by: str) -> Trained:
     else:
         path = s.folder("seg_train") / CHECKPOINT
         made = require(path.parent, "seg_train", wanted_by)
+    if not path.is_file():
+        raise WsssError(f"{path}: is not there any more; run stage=seg_train again")
+    if s.segmentation.checkpoint:
+        made = {**made, "hash": file_hash(s, path)}
     return Trained(path, made["hash"], tuple(made["class_names"]), made["initial_weights"])
 
 

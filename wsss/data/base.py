@@ -65,6 +65,10 @@ class ImageSet(ABC):
             WsssError: If the file can't be read or holds an id that is no class.
         """
 
+    def mask_path(self, name: str) -> Path | None:
+        """The file of `mask(name)`, whose content a score depends on; None if there is none."""
+        return None
+
     def has_mask(self, name: str) -> bool:
         """Whether `mask(name)` is there; a subclass may answer without reading the file."""
         return self.mask(name) is not None

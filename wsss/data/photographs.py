@@ -139,7 +139,7 @@ def _rgb(file: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, not yet turned; Pillow's own conversion turns all above 255 white."""
     file.load()
     if file.mode != "F" and not file.mode.startswith("I"):
-        return np.asarray(file.convert("RGB"))
+        return np.array(file.convert("RGB"))
     values = np.nan_to_num(np.asarray(file).astype(np.float64))
     largest = values.max(initial=0)
     if largest > 65535:

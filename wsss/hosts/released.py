@@ -5,9 +5,9 @@ several times, since they list the same layers again as stages and as groups of 
 
 | theirs | here | |
 |---|---|---|
-| `resnet50.*` | `backbone.network.*` | torchvision's names |
-| `classifier.weight` | `classifier.weight` | (N, 2048, 1, 1) |
-| `side1.weight` to `side4.weight` | `sides.0.weight` to `sides.3.weight` | SIPE only |
+| `resnet50.*` | `host.backbone.network.*` | torchvision's names |
+| `classifier.weight` | `host.classifier.weight` | (N, 2048, 1, 1) |
+| `side1.weight` to `side4.weight` | `branch.sides.0.weight` to `.3.weight` | SIPE only |
 | `stage0.*` to `stage4.*`, `backbone.*`, `newly_added.*` | left out | the same weights again |
 
 With `checkpoint=FILE`, SIPE's file fits method=sipe backbone=resnet50, IRN's method=cam
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from wsss.errors import WsssError
 
+CLASSES = "class_names"  # of a checkpoint of stage=train: what its class ids mean
 _AGAIN = re.compile(r"(stage\d|backbone|newly_added)\.")
 _SIDE = re.compile(r"side([1-4])\.")
 
@@ -51,14 +52,14 @@ def from_sipe_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         side = _SIDE.match(name)
         if side:
-            converted[f"sides.{int(side[1]) - 1}.{name[side.end() :]}"] = value
+            converted[f"branch.sides.{int(side[1]) - 1}.{name[side.end() :]}"] = value
         elif name.startswith("resnet50."):
-            converted[f"backbone.network.{name.removeprefix('resnet50.')}"] = value
+            converted[f"host.backbone.network.{name.removeprefix('resnet50.')}"] = value
         elif name == "classifier.weight":
-            converted[name] = value
+            converted[f"host.{name}"] = value
         else:
             raise WsssError(f"weights of SIPE or IRN: {name} is not one of their names")
-    if "classifier.weight" not in converted:
+    if "host.classifier.weight" not in converted:
         raise WsssError("weights of SIPE or IRN: classifier.weight is missing")
     for name in list(converted):
         if name.endswith(".running_mean"):
@@ -67,11 +68,14 @@ def from_sipe_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """Weights of a method from a checkpoint of this project, of SIPE or of IRN's CAM network.
 
     Args:
         path: a file that is loaded without running what it pickles.
+
+    Returns:
+        The weights, and the class names that the file tells; None where it tells none.
 
     Raises:
         WsssError: the file is missing, can't be read, or is none of these.
@@ -82,14 +86,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can fail in any way
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WsssError(f"{path}: can't be read as a checkpoint ({first[:200]})") from error
+        raise WsssError(
+            f"{path}: can't be read as a checkpoint ({first[:200]}); delete it and run stage=train "
+            "again, or give another one, checkpoint="
+        ) from error
     if isinstance(content, Mapping):
         if "state_dict" in content:
-            return content["state_dict"]
+            return content["state_dict"], content.get(CLASSES)
         state = content.get("net", content)
         if isinstance(state, Mapping) and any("resnet50.conv1" in str(name) for name in state):
             try:
-                return from_sipe_state_dict(state)
+                return from_sipe_state_dict(state), None
             except WsssError as error:
                 raise WsssError(f"{path}: {error}") from error
     raise WsssError(f"{path}: neither a checkpoint of stage=train nor one of SIPE or IRN")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +55,12 @@ def write_class_maps(path: Path, maps: ClassMaps, dtype: str = "uint8") -> None:
     for kind, values in maps.maps.items():
         if len(values) - len(maps.classes) not in (0, 1):
             raise ValueError(f"{kind}: {len(values)} channels for {len(maps.classes)} classes")
+        if not np.isfinite(values).all():
+            raise WsssError(
+                f"{path.stem}: the class maps of kind {kind} hold values that are no numbers: the "
+                "weights are those of a training that has diverged, or precision is too low "
+                "(trainer.precision=32-true)"
+            )
         if dtype == "uint8":
             arrays[f"map_{kind}"] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
         else:
@@ -67,7 +73,7 @@ def read_class_maps(path: Path, kind: str | None = None) -> ClassMaps:
     """Read a class-map file, all kinds or one of them.
 
     Raises:
-        WsssError: the file is missing or broken, or does not hold `kind`.
+        WsssError: the file is missing, broken or holds what no class map is, or not `kind`.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -77,19 +83,40 @@ def read_class_maps(path: Path, kind: str | None = None) -> ClassMaps:
                     there = ", ".join(name[4:] for name in names)
                     raise WsssError(f"{path}: holds no map of kind {kind} (it has {there})")
                 names = [f"map_{kind}"]
+            height, width = (int(n) for n in stored["size"])
+            classes = stored["classes"].astype(np.int64)
             maps = {}
             for name in names:
+                shape = _claimed_shape(stored, name)
+                if len(shape) != 3 or shape[1] > height or shape[2] > width:
+                    raise ValueError(f"maps of {shape} for a photograph of {height} x {width}")
                 values = stored[name]
                 scale = 255 if values.dtype == np.uint8 else 1
                 maps[name[4:]] = values.astype(np.float32) / scale
-            height, width = stored["size"].tolist()
-            return ClassMaps(stored["classes"].astype(np.int64), (height, width), maps)
+                if len(values) - len(classes) not in (0, 1):
+                    raise ValueError(f"{len(values)} channels for {len(classes)} classes")
+                if not np.isfinite(maps[name[4:]]).all():
+                    raise ValueError("values that are no numbers")
+            return ClassMaps(classes, (height, width), maps)
     except FileNotFoundError as error:
         raise WsssError(f"{path}: no class maps; run stage=make_cam first") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except WsssError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any way
+        text = " ".join(str(error).split()) or type(error).__name__
         raise WsssError(
-            f"{path}: broken class-map file ({error}); delete it and run stage=make_cam again"
+            f"{path}: broken class-map file ({text}); delete it and run stage=make_cam again"
         ) from error
+
+
+def _claimed_shape(stored: Any, name: str) -> tuple[int, ...]:
+    """Shape that an array of an `.npz` claims, read from its head before it is unpacked."""
+    with stored.zip.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        return read(file)[0]
 
 
 @dataclass(frozen=True)

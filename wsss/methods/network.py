@@ -13,6 +13,7 @@ from wsss.data.datamodule import WholeSet
 from wsss.errors import WsssError
 from wsss.hosts.base import Host, Seen, groups
 from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
+from wsss.hosts.released import CLASSES
 from wsss.methods.base import Branch
 from wsss.run.callbacks import log_losses
 
@@ -88,6 +89,10 @@ class SeedNetwork(pl.LightningModule):
     def notes(self) -> dict[str, Any]:
         """What the manifest of the maps should say about how they were made."""
         return {**self.host.notes(), **(self.branch.notes() if self.branch else {})}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the class ids mean, for whoever has the file alone."""
+        checkpoint[CLASSES] = list(self.host.classes)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The callbacks of the method come with it."""

@@ -25,7 +25,12 @@ LOCK = ".lock"
 def _difference(old: Any, new: Any) -> str:
     a, b = flatten(old), flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-    shown = ", ".join(f"{k} was {a.get(k)}, now {b.get(k)}" for k in keys[:3])
+
+    def told(key: str) -> str:
+        what = key.removeprefix("inputs.")  # hashes tell a reader nothing
+        return f"{key} was {a.get(key)}, now {b.get(key)}" if what == key else f"{what} changed"
+
+    shown = ", ".join(told(key) for key in keys[:3])
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
@@ -63,7 +68,7 @@ class StageFolder:
         self,
         overwrite: bool = False,
         main: bool = True,
-        lacking: Callable[[], Sequence[str]] = tuple,
+        lacking: Callable[[], Sequence[object]] = tuple,
     ) -> StageFolder:
         """Look what is there and make the folder ready.
 
@@ -198,6 +203,14 @@ class StageFolder:
     def manifest(self) -> dict[str, Any]:
         """The manifest's content."""
         return read_json(self.path / MANIFEST)
+
+
+def reopen(folder: Path) -> None:
+    """Have a finished stage go on where it was, since there is more to do."""
+    if (folder / MANIFEST).is_file():
+        made = read_json(folder / MANIFEST)
+        write_json(folder / STARTED, {key: made[key] for key in ("hash", "settings", "inputs")})
+        (folder / MANIFEST).unlink()
 
 
 def _is_log(path: Path) -> bool:

@@ -38,7 +38,8 @@ class ExportedSegmenter(nn.Module):
 
     def __init__(self, network: Segmenter, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.copy(network)  # shares its weights
+        self.network.for_export = True
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wsss.data.masks import VOID
 from wsss.data.transforms import resize_labels
+from wsss.maps.functional import resize_maps
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DSRG_FLOOR = 1e-4  # added to DSRG's probabilities, and least count of its pixels
@@ -76,14 +77,23 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def losses_of(outputs: Sequence[Tensor], target: Tensor, loss: Loss) -> list[Tensor]:
-    """The loss of each output, the labels shrunk to its size by nearest neighbour.
+def losses_of(
+    outputs: Sequence[Tensor], target: Tensor, loss: Loss, enlarge: bool = False
+) -> list[Tensor]:
+    """The loss of each output, at its own size or at that of the labels.
 
     Args:
-        outputs: Logits (B, C, h, w) each, sizes may differ.
+        outputs: logits (B, C, h, w) each, sizes may differ.
         target: (B, H, W) int64, 255 ignored.
-        loss: One of `LOSSES`.
+        loss: one of `LOSSES`.
+        enlarge: whether logits are bilinearly enlarged to (H, W); else the labels are shrunk to
+            (h, w) by nearest neighbor.
     """
+    if enlarge:
+        size = (target.shape[-2], target.shape[-1])
+        return [
+            loss(resize_maps(one.float(), size, align_corners=False), target) for one in outputs
+        ]
     return [
         loss(logits, resize_labels(target, (logits.shape[-2], logits.shape[-1])))
         for logits in outputs

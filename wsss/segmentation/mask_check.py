@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,12 +135,3 @@ def check_masks(
             f"nothing to learn from; {way_out}"
         )
     return MaskCounts(counts.sum(0), (counts > 0).sum(0), bare, len(names))
-
-
-def masks_fingerprint(names: Sequence[str], masks: Path) -> str:
-    """Short text that changes when a mask is added, lost or of another length."""
-    sizes = []
-    for name in names:
-        path = masks / f"{name}.png"
-        sizes.append(f"{name} {path.stat().st_size if path.is_file() else 'missing'}")
-    return hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]

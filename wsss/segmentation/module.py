@@ -42,6 +42,7 @@ class Segmenter(pl.LightningModule):
         train_scales: scales of the multi-scale inputs, 1 among them.
         msc: whether the network looks at several scales. In training the losses of each scale and
             of their maximum are summed; in use the maximum is the answer.
+        enlarge_logits: whether the loss is taken at the size of the labels.
         class_names: foreground classes, kept in the checkpoint.
 
     Raises:
@@ -56,6 +57,7 @@ class Segmenter(pl.LightningModule):
         loss: str = "ce",
         train_scales: Sequence[float] = SCALES,
         msc: bool = True,
+        enlarge_logits: bool = False,
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -66,9 +68,10 @@ class Segmenter(pl.LightningModule):
             )
         self.network = network
         self.optimizer_options = optimizer
-        self.loss_name = loss
+        self.loss_name, self.enlarge_logits = loss, enlarge_logits
         self.scales = check_scales(train_scales) if msc else (1.0,)
         self.class_names = tuple(class_names)
+        self.for_export = False  # set where it is traced for any size of image
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All logits that are trained, float32, by name: of each scale, and of several the maximum.
@@ -86,7 +89,7 @@ class Segmenter(pl.LightningModule):
         Args:
             images: Normalized (B, 3, H, W).
         """
-        return maximum(multi_scale_logits(self.network, images, self.scales))
+        return maximum(multi_scale_logits(self.network, images, self.scales, self.for_export))
 
     def forward(self, images: Tensor) -> Tensor:
         """The same as `logits`."""
@@ -98,7 +101,9 @@ class Segmenter(pl.LightningModule):
         The batch has `image` (B, 3, H, W), normalized, and `target` (B, H, W) int64, 255 ignored.
         """
         outputs = self.outputs(batch["image"])
-        losses = losses_of(list(outputs.values()), batch["target"], LOSSES[self.loss_name])
+        losses = losses_of(
+            list(outputs.values()), batch["target"], LOSSES[self.loss_name], self.enlarge_logits
+        )
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train/lr", rate, batch_size=len(batch["image"]))
         named = dict(zip(outputs, losses, strict=True))

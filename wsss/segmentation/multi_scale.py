@@ -28,10 +28,22 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     return (1.0, *(scale for scale in values if scale != 1.0))
 
 
-def scaled(images: Tensor, scale: float) -> Tensor:
-    """Images (B, 3, H, W) bilinearly resized to floor(scale * size), align_corners off."""
+def scaled(images: Tensor, scale: float, by_size: bool = False) -> Tensor:
+    """Images (B, 3, H, W) bilinearly resized to floor(scale * size), align_corners off.
+
+    As published the factor, not the size, says where pixels are sampled: 321 pixels at 0.5 are
+    sampled with step 2, not 321 / 160.
+
+    Args:
+        images: the images.
+        scale: factor of their size.
+        by_size: let the size say where: for a program that is exported for any height and width,
+            which knows no other way.
+    """
     if scale == 1.0:
         return images
+    if not by_size:
+        return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
     # Whole numbers keep the size exact, and traceable where height and width are unknown.
     ratio = Fraction(scale).limit_denominator(1000)
     height, width = (n * ratio.numerator // ratio.denominator for n in images.shape[-2:])
@@ -39,16 +51,20 @@ def scaled(images: Tensor, scale: float) -> Tensor:
 
 
 def multi_scale_logits(
-    network: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float] = SCALES
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    scales: Sequence[float] = SCALES,
+    by_size: bool = False,
 ) -> list[Tensor]:
     """Logits of the images at each scale, float32, each at its own size.
 
     Args:
-        network: Images (B, 3, H, W) to logits (B, C, h, w).
-        images: Normalized.
-        scales: Factors of the image size.
+        network: images (B, 3, H, W) to logits (B, C, h, w).
+        images: normalized.
+        scales: factors of the image size.
+        by_size: see `scaled`.
     """
-    return [network(scaled(images, scale)).float() for scale in scales]
+    return [network(scaled(images, scale, by_size)).float() for scale in scales]
 
 
 def maximum(logits: Sequence[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ def class_probabilities(logits: Logits, image: Tensor, test: EvalSettings) -> Te
     fused: Tensor | None = None
     for scale in test.scales:
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        scaled = resize_maps(image[None], size, align_corners=False)
+        scaled = resize_maps(image[None], size, align_corners=test.align_corners)
         for mirrored in (False, True)[: 1 + test.mirror]:
             answer = logits(scaled.flip(-1) if mirrored else scaled).float()
             answer = resize_maps(answer, (height, width), align_corners=False).softmax(dim=1)[0]

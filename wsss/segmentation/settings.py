@@ -125,6 +125,7 @@ class EvalSettings:
         scales: factors, each on top of the network's own scales.
         mirror: whether the mirror image is looked at, too.
         fuse: of softmax over scales and mirror: mean, or max (MCTformer; need not sum to 1).
+        align_corners: of the resized photographs (MCTformer: true); logits come back without.
         crf: dense CRF on the probabilities.
         archive: for VOC's server.
     """
@@ -133,6 +134,7 @@ class EvalSettings:
     scales: tuple[Positive, ...] = (1.0,)
     mirror: bool = False
     fuse: Literal["mean", "max"] = "mean"
+    align_corners: bool = False
     crf: EvalCrf = EvalCrf()
     archive: ArchiveSettings = ArchiveSettings()
 
@@ -171,6 +173,8 @@ class SegmentationSettings:
         msc: look at several scales and take the maximum, in use too.
         msc_scales: with a loss for each and for the maximum in training.
         loss: ce (deeplab-pytorch), balanced (AMN), balanced_dsrg.
+        enlarge_logits: whether the loss is taken at the labels' size (MCTformer), the logits
+            enlarged bilinearly; else at the logits' size, the labels shrunk by nearest neighbor.
         optimizer: SGD.
         train: crops and length.
         eval: how photographs are looked at.
@@ -189,6 +193,7 @@ class SegmentationSettings:
     msc: bool = True
     msc_scales: tuple[Positive, ...] = SCALES
     loss: Literal["ce", "balanced", "balanced_dsrg"] = "ce"
+    enlarge_logits: bool = False
     optimizer: OptimizerSettings = OptimizerSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()

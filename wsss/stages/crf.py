@@ -11,7 +11,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import SeedCrf, Settings
-from wsss.build.sources import map_source, refine_identity
+from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import write_mask
@@ -47,13 +47,18 @@ class RefineSeeds:
 
 def run(s: Settings) -> Result:
     """Refine what is not refined yet, then score."""
-    source = map_source(s, "crf")
-    job = Job(s, "crf", refine_identity(s, source, "crf"), {"make_cam": source.hash})
+    image_set = build_image_set(s)
+    source = map_source(s, "crf", image_set.classes)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "crf",
+        refine_identity(s, source, "crf"),
+        refine_inputs(s, source, image_set),
+        needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
+    )
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
     refine = RefineSeeds(image_set, source, masks, options)
     parallel(refine, still_missing(names, (masks, ".png")), "crf", workers)
@@ -74,4 +79,5 @@ def run(s: Settings) -> Result:
         text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
+    facts["class_names"] = list(image_set.classes)
     return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)

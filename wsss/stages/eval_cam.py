@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wsss.build.job import Job, Result
+from wsss.build.identity import masks_of
+from wsss.build.job import METRICS, Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings, plain
 from wsss.evaluation.scoring import SeedScore
@@ -35,14 +36,15 @@ def seed_table(kinds: dict[str, Any], main: str) -> str:
 
 def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
-    made = require(s.folder("make_cam"), "make_cam", "eval_cam")
+    image_set = build_image_set(s)
+    made = require(s.folder("make_cam"), "make_cam", "eval_cam", image_set.classes)
+    image_set.check(s.data.eval_split, need_masks=True)
     options = {k: v for k, v in plain(s.eval_cam).items() if k not in ("workers", "pictures")}
     identity = {"eval_cam": options, "eval_split": s.data.eval_split}
-    job = Job(s, "eval_cam", identity, {"make_cam": made["hash"]})
+    inputs = {"make_cam": made["hash"], **masks_of(s, image_set, s.data.eval_split)}
+    job = Job(s, "eval_cam", identity, inputs, needs=lambda path: [path / METRICS])
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.eval_split, need_masks=True)
     names = image_set.names(s.data.eval_split)
     maps, main = s.folder("make_cam") / MAPS, list(made["kinds"])[-1]
     thresholds = tuple(threshold_grid(*s.eval_cam.thresholds).tolist())

@@ -13,16 +13,23 @@ from wsss.run.progress import track
 
 def run(s: Settings) -> Result:
     """Export the maps of all images of data.infer_split that are not exported yet."""
-    source = map_source(s, "export_cam")
+    image_set = build_image_set(s)
+    source = map_source(s, "export_cam", image_set.classes)
+    names = image_set.names(s.data.infer_split)
     identity = {
         "npy_format": s.refine.npy_format,
         "kind": source.kind,
         "infer_split": s.data.infer_split,
     }
-    job = Job(s, "export_cam", identity, {"make_cam": source.hash})
+    job = Job(
+        s,
+        "export_cam",
+        identity,
+        {"make_cam": source.hash},
+        needs=lambda path: [path / "npy" / f"{name}.npy" for name in names],
+    )
     if job.finished or not job.main:
         return job.result()
-    names = build_image_set(s).names(s.data.infer_split)
     files = job.path / "npy"
     for name in track(still_missing(names, (files, ".npy")), "export_cam"):
         write_npy_maps(files / f"{name}.npy", source.read(name), source.kind, s.refine.npy_format)

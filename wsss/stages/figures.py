@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from wsss.build.identity import find_checkpoint
 from wsss.build.job import Job, Result
-from wsss.build.objects import build_image_set, find_checkpoint, load_network, whole_set
+from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import Settings, plain
 from wsss.errors import WsssError
 from wsss.run.process import relative, say
@@ -14,13 +15,13 @@ from wsss.run.process import relative, say
 
 def run(s: Settings) -> Result:
     """Draw with the trained weights; the images are spread over data.eval_split or named."""
-    checkpoint, source = find_checkpoint(s, "figures")
+    image_set = build_image_set(s)
+    checkpoint, source = find_checkpoint(s, "figures", image_set.classes)
     method = plain(s.method.branch) if s.method.branch else {}
     identity = {"figures": plain(s.figures), "test": method.get("test", {})}
     job = Job(s, "figures", identity, {"train": source})
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
     split = s.data.eval_split
     image_set.check(split)
     names = image_set.names(split)

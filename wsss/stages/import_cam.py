@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from wsss.build.identity import files_of, images_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings, plain
+from wsss.data.photographs import photograph_size
 from wsss.errors import WsssError
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
 from wsss.maps.fuse import enlarge
 from wsss.maps.interop import npy_files, read_npy_maps
 from wsss.run.progress import track
-from wsss.segmentation.mask_check import photograph_size
 
 
 def run(s: Settings) -> Result:
@@ -22,20 +23,23 @@ def run(s: Settings) -> Result:
     if not s.refine.npy:
         raise WsssError("stage=import_cam needs refine.npy=DIR, a folder of NAME.npy files")
     source = Path(s.refine.npy).expanduser()
+    image_set = build_image_set(s)
+    names = image_set.names(s.data.infer_split)
+    paths = npy_files(source, names)
     identity = {
-        "npy": str(source.resolve()),
         "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
         "infer_split": s.data.infer_split,
     }
-    job = Job(s, "make_cam", identity)
+    inputs = {
+        **files_of(s, "refine.npy", source, names, ".npy"),
+        **images_of(s, image_set, s.data.infer_split, labels=False),
+    }
+    needs = [f"{MAPS}/{name}.npz" for name in names]
+    job = Job(s, "make_cam", identity, inputs, needs=lambda path: [path / n for n in needs])
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     kinds: dict[str, bool] = {}
     stride = s.make_cam.stride
-    paths = npy_files(source, names)
     for name, path in track(list(zip(names, paths, strict=True)), "import_cam"):
         height, width = photograph_size(image_set.image_path(name))
         found = read_npy_maps(path, (height, width))
@@ -56,4 +60,6 @@ def run(s: Settings) -> Result:
             s.make_cam.dtype,
         )
     text = f"import_cam: {len(names)} images ({', '.join(kinds)}) in {{time}}"
-    return job.close(text, job.path / MAPS, kinds=kinds, images=len(names))
+    return job.close(
+        text, job.path / MAPS, kinds=kinds, images=len(names), class_names=list(image_set.classes)
+    )

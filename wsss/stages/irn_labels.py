@@ -10,7 +10,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity
+from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, write_mask
@@ -72,13 +72,18 @@ def label_picture(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def run(s: Settings) -> Result:
     """Label what is not labelled yet."""
-    source = map_source(s, "irn_labels")
-    job = Job(s, "irn_labels", refine_identity(s, source, "labels"), {"make_cam": source.hash})
+    image_set = build_image_set(s)
+    source = map_source(s, "irn_labels", image_set.classes)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "irn_labels",
+        refine_identity(s, source, "labels"),
+        refine_inputs(s, source, image_set),
+        needs=lambda path: [path / LABELS / f"{name}.png" for name in names],
+    )
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     labels, workers = job.path / LABELS, s.refine.workers
     work = MakeLabels(image_set, source, labels, s.refine.labels)
     parallel(work, still_missing(names, (labels, ".png")), "irn_labels", workers)
@@ -108,5 +113,6 @@ def run(s: Settings) -> Result:
         f"{100 * unsure / pixels:.1f} % unsure{quality}, in {{time}}",
         labels,
         kind=source.kind,
+        class_names=list(image_set.classes),
         **facts,
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity
+from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import predict, still_missing
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
@@ -74,18 +74,22 @@ def edge_column(folder: Path) -> Drawing:
 
 def run(s: Settings) -> Result:
     """Make the masks that are not there yet, then score them beside the seeds."""
-    source = map_source(s, "irn_masks")
+    image_set = build_image_set(s)
+    source = map_source(s, "irn_masks", image_set.classes)
     trained = s.folder("irn_train")
-    inputs = {
-        "make_cam": source.hash,
-        "irn_train": require(trained, "irn_train", "irn_masks")["hash"],
-    }
-    job = Job(s, "irn_masks", refine_identity(s, source, "walk"), inputs)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "irn_masks",
+        refine_identity(s, source, "walk"),
+        {
+            "irn_train": require(trained, "irn_train", "irn_masks")["hash"],
+            **refine_inputs(s, source, image_set),
+        },
+        needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
+    )
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     masks = job.path / MASKS
     missing = still_missing(names, (masks, ".png"))
     if missing:
@@ -111,6 +115,7 @@ def run(s: Settings) -> Result:
         text = f"mIoU {shown}; "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
+    facts["class_names"] = list(image_set.classes)
     return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)
 
 

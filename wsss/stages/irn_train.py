@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from wsss.backbones.base import Backbone
+from wsss.build.identity import (
+    backbone_identity,
+    find_checkpoint,
+    images_of,
+    trainer_identity,
+)
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
-    backbone_identity,
     build_backbone,
     build_image_set,
-    find_checkpoint,
-    trainer_identity,
 )
 from wsss.build.segmenter import method_backbone
 from wsss.build.settings import Settings, plain
@@ -70,15 +73,19 @@ def load_irn(s: Settings, path: Path) -> EdgeDisplacement:
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training."""
     options, labels = s.refine.irn, s.folder("irn_labels")
-    inputs = {"irn_labels": require(labels, "irn_labels", "irn_train")["hash"]}
+    image_set = build_image_set(s)
+    classes = image_set.classes
+    inputs = {
+        "irn_labels": require(labels, "irn_labels", "irn_train", classes)["hash"],
+        **images_of(s, image_set, s.data.infer_split, labels=False),
+    }
     if options.features == "method":
-        inputs["train"] = find_checkpoint(s, "irn_train")[1]
-    job = Job(s, "irn_train", irn_identity(s), inputs)
+        inputs["train"] = find_checkpoint(s, "irn_train", classes)[1]
+    job = Job(s, "irn_train", irn_identity(s), inputs, needs=lambda path: [path / WEIGHTS])
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
     names = image_set.names(s.data.infer_split)
-    backbone = features_of(s, image_set.classes)
+    backbone = features_of(s, classes)
     original, mean, std = backbone.state_dict(), backbone.mean, backbone.std
     torch.manual_seed(s.seed)
     # A frozen network may be folded for training too, which halves its time on a CPU.

@@ -10,8 +10,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from wsss.build.identity import find_checkpoint, images_of
 from wsss.build.job import Job, Result
-from wsss.build.objects import build_image_set, find_checkpoint, load_network, whole_set
+from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import MakeCamSettings, Settings, plain
 from wsss.build.trainer import predict, still_missing
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
@@ -68,15 +69,21 @@ def map_identity(s: Settings) -> dict[str, Any]:
 
 def run(s: Settings) -> Result:
     """Make the maps that are not there yet."""
-    checkpoint, source = find_checkpoint(s, "make_cam")
-    job = Job(s, "make_cam", map_identity(s), {"train": source})
+    image_set = build_image_set(s)
+    checkpoint, source = find_checkpoint(s, "make_cam", image_set.classes)
+    inputs = {"train": source, **images_of(s, image_set, s.data.infer_split)}
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "make_cam",
+        map_identity(s),
+        inputs,
+        needs=lambda path: [path / MAPS / f"{name}.npz" for name in names],
+    )
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
     network = load_network(s, checkpoint, image_set.classes)
     maps = job.path / MAPS
-    names = image_set.names(s.data.infer_split)
     missing = still_missing(names, (maps, ".npz"))
     if missing:
         whole = whole_set(s, image_set, network.host, s.data.infer_split, s.data.scales)
@@ -99,6 +106,7 @@ def run(s: Settings) -> Result:
         f"{len(names)} images ({', '.join(network.kinds)}) in {{time}}, {size / 1024:.1f} KiB each",
         maps,
         kinds=dict(network.kinds),
+        class_names=list(image_set.classes),
         notes=network.notes(),
         checkpoint=relative(checkpoint) if checkpoint else None,
         **facts,

@@ -15,7 +15,7 @@ from wsss.data.base import ImageSet
 from wsss.data.photographs import load_image
 from wsss.data.prepare import complaint, prepare
 from wsss.files import read_json, write_json
-from wsss.run.folder import MANIFEST
+from wsss.run.folder import MANIFEST, reopen
 from wsss.run.process import is_main_process, say
 from wsss.show.overlays import contact_sheet, label_overlay
 
@@ -62,7 +62,7 @@ def forget_if_changed(folder: Path, fingerprint: str) -> None:
     path = folder / MANIFEST
     if path.is_file() and read_json(path).get("fingerprint") != fingerprint:
         say("prepare: the data have changed since it last ended")
-        path.unlink()
+        reopen(folder)
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:

@@ -6,17 +6,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from wsss.build.identity import images_of, masks_of, trainer_identity
 from wsss.build.job import METRICS, Job, Result
-from wsss.build.objects import build_image_set, trainer_identity
+from wsss.build.objects import build_image_set
 from wsss.build.segmenter import Trained, find_trained, load_trained
 from wsss.build.settings import Settings, plain
 from wsss.build.trainer import predict, still_missing
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import Pyramid, resize_bilinear
-from wsss.errors import WsssError
 from wsss.evaluation.scoring import MASKS, MaskScore
 from wsss.files import write_json
+from wsss.run.folder import check_classes
 from wsss.run.pool import cores
 from wsss.run.process import relative, say
 from wsss.segmentation.archive import write_archive
@@ -74,27 +75,32 @@ def run(s: Settings) -> Result:
         **prediction_identity(s),
         "crf": plain(options.crf),
         "split": split,
-        "data": s.data.name,
     }
     image_set = build_image_set(s)
-    if tuple(image_set.classes) != trained.classes:
-        raise WsssError(
-            f"{trained.path}: trained for {len(trained.classes)} classes "
-            f"({', '.join(trained.classes[:3])}, ...), the data set has {image_set.num_classes} "
-            f"({', '.join(image_set.classes[:3])}, ...)"
-        )
+    check_classes(str(trained.path), trained.classes, image_set.classes)
     names = image_set.names(split)
     write = options.archive.write
     packed = split == "test" if write == "auto" else bool(write)
-    job = Job(s, "seg_eval", identity, {"seg_train": trained.hash}, part=split)
-    results = {"network": job.path / MASKS}
-    if options.crf.use:
-        results["crf"] = job.path / REFINED
+    inputs = {
+        "seg_train": trained.hash,
+        **images_of(s, image_set, split, labels=False),
+        **masks_of(s, image_set, split),
+    }
+    folders = {"network": MASKS, **({"crf": REFINED} if options.crf.use else {})}
+    needs = [f"{folder}/{name}.png" for folder in folders.values() for name in names]
+    job = Job(
+        s,
+        "seg_eval",
+        identity,
+        inputs,
+        part=split,
+        needs=lambda path: [path / METRICS, *(path / file for file in needs)],
+    )
+    results = {what: job.path / folder for what, folder in folders.items()}
     if job.finished:
         if packed and job.main:
             pack(s, job.path, split, results, names, image_set.num_classes + 1)
         return job.result()
-    image_set.check(split)
     missing = still_missing(names, *((folder, ".png") for folder in results.values()))
     if missing:
         predict_split(job, trained, image_set, missing, options.crf.use)

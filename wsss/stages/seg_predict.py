@@ -21,7 +21,7 @@ from wsss.data.transforms import Pyramid, resize_bilinear
 from wsss.errors import WsssError
 from wsss.evaluation.scoring import MASKS
 from wsss.files import atomic, digest, read_json, write_json
-from wsss.run.folder import MANIFEST
+from wsss.run.folder import MANIFEST, reopen
 from wsss.run.process import is_main_process, relative, say
 from wsss.segmentation.predict import Predictor
 from wsss.show.legend import overlay_with_legend, predicted_classes
@@ -58,7 +58,7 @@ def bring_up_to_date(path: Path, listing: Mapping[str, Any]) -> None:
         (path / OVERLAYS / f"{name}.jpg").unlink(missing_ok=True)
     if (path / MANIFEST).is_file():
         say("seg_predict: the photographs have changed since; the new ones are predicted")
-        (path / MANIFEST).unlink()
+        reopen(path)
 
 
 @dataclass(frozen=True)

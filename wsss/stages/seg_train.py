@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsss.build.job import Job, Result
-from wsss.build.objects import (
+from wsss.build.identity import (
     backbone_identity,
-    build_image_set,
+    files_of,
     find_checkpoint,
+    images_of,
     trainer_identity,
+    weights_identity,
 )
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
 from wsss.build.segmenter import build_segmenter, initial_weights
 from wsss.build.settings import Settings, plain
 from wsss.build.sources import mask_source
@@ -24,10 +27,10 @@ from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet
 from wsss.data.masks import VOID
 from wsss.data.transforms import Crop, DrawSize, ScaleRange, Scales, resize_bilinear
-from wsss.run.folder import require
+from wsss.run.callbacks import CHECKPOINT
 from wsss.run.process import relative, say
 from wsss.segmentation.base import SegmentationNetwork
-from wsss.segmentation.mask_check import check_masks, masks_fingerprint
+from wsss.segmentation.mask_check import check_masks
 from wsss.segmentation.settings import ON_BACKBONE, SegmentationSettings
 from wsss.show.overlays import contact_sheet, label_overlay
 
@@ -36,9 +39,17 @@ def segmentation_identity(s: Settings) -> dict[str, Any]:
     """All that the trained network depends on, the pseudo masks apart."""
     options = plain(s.segmentation)
     network = options["network"]
-    if network["weights"]:
-        network["weights"] = Path(network["weights"]).name
-    keys = ("features", "msc", "msc_scales", "loss", "optimizer", "train", "long_side")
+    network["weights"] = weights_identity(s, network["weights"])
+    keys = (
+        "features",
+        "msc",
+        "msc_scales",
+        "loss",
+        "enlarge_logits",
+        "optimizer",
+        "train",
+        "long_side",
+    )
     identity = {key: options[key] for key in keys}
     if network["name"] == ON_BACKBONE:
         identity["backbone"] = backbone_identity(s)
@@ -46,7 +57,6 @@ def segmentation_identity(s: Settings) -> dict[str, Any]:
         **identity,
         "network": network,
         "split": split_of(s),
-        "data": s.data.name,
         "trainer": trainer_identity(s),
         "seed": s.seed,
     }
@@ -122,19 +132,24 @@ def look_at_masks(
 
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask but the pseudo masks is ever read."""
-    masks, stage = mask_source(s)
     image_set = build_image_set(s)
+    masks, stage = mask_source(s, image_set.classes)
     names = image_set.names(split_of(s))
-    if stage is None:
-        inputs = {"masks": masks_fingerprint(names, masks)}
-    else:
-        inputs = {stage: require(masks.parent, stage, "seg_train")["hash"]}
+    inputs = {
+        **images_of(s, image_set, split_of(s), labels=False),
+        **files_of(s, "pseudo masks", masks, names, ".png"),
+    }
     if s.segmentation.features == "method":
-        inputs["train"] = find_checkpoint(s, "seg_train")[1]
-    job = Job(s, "seg_train", segmentation_identity(s), inputs)
+        inputs["train"] = find_checkpoint(s, "seg_train", image_set.classes)[1]
+    job = Job(
+        s,
+        "seg_train",
+        segmentation_identity(s),
+        inputs,
+        needs=lambda path: [path / CHECKPOINT],
+    )
     if job.finished:
         return job.result()
-    image_set.check(split_of(s))
     segmenter, network = build_segmenter(s, image_set.classes)
     begins_with = initial_weights(s, network)
     if begins_with == "none" and network.fixed_norms:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from wsss.build.identity import images_of, training_identity
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
     build_image_set,
     build_network,
     training_data,
-    training_identity,
 )
 from wsss.build.settings import Settings
 from wsss.build.trainer import fit
+from wsss.run.callbacks import CHECKPOINT
 from wsss.run.process import relative, say
 
 
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask is ever read."""
-    job = Job(s, "train", training_identity(s))
+    image_set = build_image_set(s)
+    inputs = images_of(s, image_set, s.data.train_split)
+    learns = s.host.make.trains or s.method.branch is not None  # type: ignore[attr-defined]
+    job = Job(
+        s,
+        "train",
+        training_identity(s),
+        inputs,
+        needs=lambda path: [path / CHECKPOINT] if learns else [],
+    )
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.train_split)
     network = build_network(s, image_set.classes)
     facts = {"class_names": list(image_set.classes)}
     if not network.learns:

@@ -12,6 +12,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from wsss.data.datamodule import WholeSet
 from wsss.methods.base import Network
 from wsss.methods.cpal.bank import PrototypeBank
+from wsss.run.callbacks import seed_of
 from wsss.run.progress import track
 
 
@@ -96,7 +97,7 @@ class PrototypeCallback(pl.Callback):
         recluster: Literal["epoch", "once", "never"] = "epoch",
         refill: Literal["never", "epoch"] = "never",
     ) -> None:
-        """Keep the settings, see `CPALSettings`; epoch e clusters with seed + e."""
+        """Keep the settings, see `CPALSettings`; each epoch clusters with a seed of its own."""
         self.seed, self.warmup_epochs = seed, warmup_epochs
         self.recluster, self.refill = recluster, refill
 
@@ -112,7 +113,7 @@ class PrototypeCallback(pl.Callback):
         if self.refill == "epoch":
             refill(pl_module, pl_module.branch, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
         if self.recluster != "never":
-            bank.recluster(self.seed + epoch)
+            bank.recluster(seed_of(self.seed, epoch))
         bank.clustered_epoch.fill_(epoch)  # the warm-up is over, whatever was clustered
 
     def on_train_batch_end(

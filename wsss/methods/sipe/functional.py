@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsss.maps.functional import EPS, normalize_cam
-from wsss.maps.structure import locate_seeds, structure_iou, threshold_seeds, unit_vectors
+from wsss.maps.functional import normalize_cam
+from wsss.maps.structure import locate_seeds, structure_iou, threshold_seeds
 
+COSINE_EPS = 1e-8  # least length of a vector in a cosine, as `F.cosine_similarity` has it
 SEED_CHOICES = ("structure", "argmax", "threshold")
 
 
@@ -50,7 +51,7 @@ def image_prototypes(seeds: Tensor, feature: Tensor) -> Tensor:
         # Dividing by the count keeps the scale of `feature`, beside which eps is small.
         count = flat.sum(dim=2, keepdim=True).clamp_min(1.0)
         centroid = torch.bmm(flat / count, feature.float().flatten(2).transpose(1, 2))
-        return unit_vectors(centroid, dim=2)
+        return F.normalize(centroid, dim=2, eps=COSINE_EPS)
 
 
 def reactivate(feature: Tensor, prototypes: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def reactivate(feature: Tensor, prototypes: Tensor) -> Tensor:
     with torch.autocast(feature.device.type, enabled=False):
         flat = feature.float().flatten(2)
         # Dividing the products by the lengths spares a normalized copy of the feature.
-        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True) + EPS
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(COSINE_EPS)
         cosine = torch.bmm(prototypes.float(), flat) / length
         return F.relu(cosine).unflatten(2, feature.shape[-2:])
 

@@ -1,0 +1,139 @@
+"""What a result is known by: settings that act on it, and the content of all that is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wsss.build.settings import Settings, plain
+from wsss.data.base import ImageSet
+from wsss.data.datamodule import labels_of
+from wsss.errors import WsssError
+from wsss.run.callbacks import CHECKPOINT
+from wsss.run.compute import choose_memory_format, choose_precision
+from wsss.run.fingerprint import Fingerprints, joint
+from wsss.run.folder import MANIFEST, require
+
+INDEX = "fingerprints.json"
+
+
+def fingerprints(s: Settings) -> Fingerprints:
+    """Hashes of files, with the index of this cache."""
+    return Fingerprints(Path(s.paths.cache).expanduser() / INDEX)
+
+
+def images_of(s: Settings, image_set: ImageSet, split: str, labels: bool = True) -> dict[str, str]:
+    """The images of a split as an input of a stage: names, contents and, if read, labels.
+
+    Raises:
+        WsssError: images are missing.
+    """
+    image_set.check(split)
+    names = image_set.names(split)
+    paths = [image_set.image_path(name) for name in names]
+    parts = [*image_set.classes, *names, *fingerprints(s).of(paths, f"the images of {split}")]
+    if labels:
+        parts.append(labels_of(image_set, split, names).tobytes().hex())
+    return {f"images of {split}": joint(parts)}
+
+
+def masks_of(s: Settings, image_set: ImageSet, split: str) -> dict[str, str]:
+    """The masks of a split, as far as there are any, as an input of a stage that scores."""
+    try:
+        names = image_set.names(split)
+    except WsssError:  # a split that is only scored need not be there
+        return {}
+    paths = [path for name in names if (path := image_set.mask_path(name)) is not None]
+    if not paths:
+        return {}
+    hashes = fingerprints(s).of(paths, f"the masks of {split}")
+    return {f"masks of {split}": joint([*names, *hashes])}
+
+
+def files_of(s: Settings, what: str, folder: Path, names: list[str], suffix: str) -> dict[str, str]:
+    """Files NAME + suffix of a folder as an input of a stage."""
+    hashes = fingerprints(s).of([folder / f"{name}{suffix}" for name in names], what)
+    return {what: joint([*names, *hashes])}
+
+
+def file_hash(s: Settings, path: str | Path) -> str:
+    """Hash of one file's content; `-` where it is not there."""
+    return fingerprints(s).of([Path(path).expanduser()])[0]
+
+
+def find_checkpoint(
+    s: Settings, wanted_by: str, classes: tuple[str, ...]
+) -> tuple[Path | None, str]:
+    """The checkpoint that a stage reads, and a hash that stands for it.
+
+    `checkpoint=FILE` names one of another run; otherwise it is that of this run's training. A
+    host that learns nothing has none.
+
+    Raises:
+        WsssError: there is none, or it was trained for other classes or in another order.
+    """
+    if s.checkpoint:
+        path = Path(s.checkpoint).expanduser()
+        if not path.is_file():
+            raise WsssError(f"checkpoint={path}: no such file")
+        if (path.parent / MANIFEST).is_file():
+            require(path.parent, "train", wanted_by, classes)
+        return path, file_hash(s, path)
+    folder = s.folder("train")
+    made = require(folder, "train", wanted_by, classes)
+    path = folder / CHECKPOINT
+    if not made.get("trained", True):
+        return None, made["hash"]
+    if not path.is_file():
+        raise WsssError(f"{path}: is not there any more; run stage=train again")
+    return path, made["hash"]
+
+
+def training_identity(s: Settings) -> dict[str, Any]:
+    """All that the result of a training depends on."""
+    method = plain(s.method.branch) if s.method.branch else {}
+    method.pop("test", None)
+    data = plain(s.data)
+    return {
+        "data": {
+            k: data[k] for k in ("name", "train_split", "crop_size", "long_side", "batch_size")
+        },
+        "host": host_identity(s),
+        "method": {"name": s.method.name, **method},
+        "backbone": backbone_identity(s),
+        "optimizer": plain(s.optimizer),
+        "training": plain(s.training),
+        "trainer": trainer_identity(s),
+        "seed": s.seed,
+    }
+
+
+def host_identity(s: Settings) -> dict[str, Any]:
+    """The host; files that its options name by their content."""
+    host = plain(s.host)
+    for key, value in host.items():
+        if key.endswith("weights"):
+            host[key] = weights_identity(s, value)
+    return host
+
+
+def backbone_identity(s: Settings) -> dict[str, Any]:
+    """The backbone; its weights by name and content, wherever they lie."""
+    return {**plain(s.backbone), "weights": weights_identity(s, s.backbone.options.get("weights"))}
+
+
+def weights_identity(s: Settings, weights: str | None) -> str | None:
+    """A file of initial weights by name and content; other words as they are."""
+    if not weights or not Path(weights).expanduser().is_file():
+        return weights
+    return f"{Path(weights).name} {file_hash(s, weights)}"
+
+
+def trainer_identity(s: Settings) -> dict[str, Any]:
+    """What of the trainer acts on a result."""
+    return {
+        "precision": choose_precision(str(s.trainer.precision), s.trainer.accelerator),
+        "memory_format": choose_memory_format(s.trainer.memory_format),
+        "deterministic": s.trainer.deterministic,
+        "limit_train_batches": s.trainer.limit_train_batches,
+    }
