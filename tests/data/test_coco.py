@@ -482,6 +482,7 @@ def test_a_damaged_index_is_made_anew(root: Path, damage: Any) -> None:
     np.testing.assert_array_equal(fresh.labels(names), labels)
     path.write_bytes(damage(path.read_bytes()))
     assert open_set(root).derive()["train"]["masks_found"] == 4
+    assert not list((root.parent / "cache").rglob(OUTLINES))
 
 
 def test_a_damaged_mask_is_named_and_made_anew(root: Path) -> None:

@@ -262,6 +262,7 @@ class COCO(ImageSet):
         masks.mkdir(exist_ok=True)
         there = set(os.listdir(masks))
         if all(f"{name}.png" in there for name in index.names):
+            (folder / OUTLINES).unlink(missing_ok=True)
             return 0, len(index.names)
         outlines = read_outlines(folder)
         if outlines is None:  # they went when all masks were painted, or are damaged
