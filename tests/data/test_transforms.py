@@ -250,7 +250,10 @@ def irn(side: int = 48, smallest: float = 0.5, largest: float = 1.5) -> Crop:
     return Crop(side, MEAN, STD, ScaleRange(smallest, largest))
 
 
-def deeplab(side: int = 48, draw: DrawSize = Scales((1.0,)), **options: object) -> Crop:
+AT_ONE = Scales((1.0,))
+
+
+def deeplab(side: int = 48, draw: DrawSize = AT_ONE, **options: object) -> Crop:
     return Crop(side, MEAN, STD, draw, resize=resize_bilinear, corner=True, **options)  # type: ignore[arg-type]
 
 
