@@ -273,7 +273,9 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
         tmp_path / "kept", filename="epoch0", every_n_epochs=1, save_on_train_epoch_end=True
     )
     part = Recorder()
-    trainer(tmp_path, 1, callbacks=[SeedEpochs(0), checkpoint]).fit(part, datamodule=module(voc_root))
+    trainer(tmp_path, 1, callbacks=[SeedEpochs(0), checkpoint]).fit(
+        part, datamodule=module(voc_root)
+    )
     assert part.seen == whole.seen[:2]
     rest = Recorder()
     trainer(tmp_path / "rest", 3, callbacks=[SeedEpochs(0)]).fit(
