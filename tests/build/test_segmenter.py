@@ -5,47 +5,52 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 
 from wsss.build.segmenter import in_words, initial_weights
+from wsss.cli import compose_for_doctor
 
 
-def settings(name: str, weights=None, trained_on=None, backbone=None, features="pretrained"):
-    return OmegaConf.create(
-        {
-            "segmentation": {
-                "features": features,
-                "network": {"name": name, "weights": weights, "trained_on": trained_on},
-            },
-            "backbone": {"weights": backbone},
-            "method": {"name": "sipe"},
-        }
-    )
+def own(name: str, *overrides: str) -> list[str]:
+    """Settings of a segmentation network that starts from no file, but for the overrides."""
+    base = [f"segmentation.network.name={name}", "backbone.weights=null"]
+    return [*base, "segmentation.network.trained_on=null", *overrides]
+
+
+FILE = "segmentation.network.weights=a.pth"
 
 
 @pytest.mark.parametrize(
-    ("cfg", "network", "told"),
+    ("overrides", "network", "told"),
     [
-        (settings("resnet101_msra"), "none", "none"),
-        (settings("resnet101_msra", "a.pth", "imagenet"), "imagenet", "ImageNet"),
+        (own("resnet101_msra"), "none", "none"),
         (
-            settings("resnet101_msra", "a.pth", "coco"),
+            own("resnet101_msra", FILE, "segmentation.network.trained_on=imagenet"),
+            "imagenet",
+            "ImageNet",
+        ),
+        (
+            own("resnet101_msra", FILE, "segmentation.network.trained_on=coco"),
             "coco (head included)",
             "COCO (head included)",
         ),
-        (settings("resnet38d", "a.pth"), "a.pth", "a.pth"),
-        (settings("backbone"), "those of the backbone", "none"),
-        (settings("backbone", backbone="imagenet"), "those of the backbone", "ImageNet"),
+        (own("resnet38d", FILE), "a.pth", "a.pth"),
+        (own("backbone"), "those of the backbone", "none"),
+        (own("backbone", "backbone.weights=imagenet"), "those of the backbone", "ImageNet"),
         (
-            settings("backbone", backbone="x/y.safetensors"),
+            own("backbone", "backbone.weights=x/y.safetensors"),
             "those of the backbone",
             "y.safetensors",
         ),
-        (settings("backbone", features="method"), "none", "the sipe classifier of this run"),
+        (
+            own("backbone", "segmentation.features=method", "method=sipe"),
+            "none",
+            "the sipe classifier of this run",
+        ),
     ],
 )
-def test_initial_weights(cfg, network: str, told: str) -> None:
-    assert initial_weights(cfg, SimpleNamespace(initial_weights=network)) == told
+def test_initial_weights(overrides: list[str], network: str, told: str) -> None:
+    s = compose_for_doctor(overrides)
+    assert initial_weights(s, SimpleNamespace(initial_weights=network)) == told  # type: ignore[arg-type]
 
 
 def test_other_names_are_left_alone() -> None:

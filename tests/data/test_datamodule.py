@@ -14,26 +14,44 @@ import torch
 from PIL import Image
 
 from wsss.data.base import ImageSet
-from wsss.data.datamodule import EpochSampler, WSSSDataModule, loader_workers
+from wsss.data.datamodule import (
+    EpochData,
+    EpochSampler,
+    EpochSet,
+    WholeSet,
+    labels_of,
+    loader_workers,
+)
+from wsss.data.masks import write_mask
+from wsss.data.transforms import Crop, LongSide, Pyramid
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
+from wsss.run.callbacks import SeedEpochs
 
-SETTINGS = dict(
-    train_split="all",
-    infer_split="all",
-    crop_size=32,
-    long_side=(24, 48),
-    batch_size=4,
-    num_workers=0,
-    scales=(1.0, 0.5),
-)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def module(root: Path, **settings: object) -> WSSSDataModule:
-    return WSSSDataModule(VOC(root), **(SETTINGS | settings))  # type: ignore[arg-type]
+def epoch_set(image_set: ImageSet, split: str = "all", seed: int = 0, side: int = 32) -> EpochSet:
+    names = image_set.names(split)
+    crop = Crop(side, MEAN, STD, LongSide(side * 3 // 4, side * 3 // 2))
+    return EpochSet(image_set, names, crop, seed, labels_of(image_set, split, names))
 
 
-def as_rank(data: WSSSDataModule, rank: int, world: int) -> WSSSDataModule:
+def whole_set(
+    image_set: ImageSet, split: str = "all", long_side: int | None = None, **options: object
+) -> WholeSet:
+    names = image_set.names(split)
+    inputs = Pyramid(MEAN, STD, (1.0, 0.5), long_side=long_side)
+    labels = labels_of(image_set, split, names)
+    return WholeSet(image_set, names, inputs, labels, **options)  # type: ignore[arg-type]
+
+
+def module(root: Path, batch_size: int = 4, num_workers: int = 0, seed: int = 0) -> EpochData:
+    data = VOC(root)
+    return EpochData(epoch_set(data, seed=seed), whole_set(data), batch_size, 1, num_workers)
+
+
+def as_rank(data: EpochData, rank: int, world: int) -> EpochData:
     progress = SimpleNamespace(current=SimpleNamespace(processed=0))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         global_rank=rank, world_size=world, fit_loop=SimpleNamespace(epoch_progress=progress)
@@ -41,7 +59,7 @@ def as_rank(data: WSSSDataModule, rank: int, world: int) -> WSSSDataModule:
     return data
 
 
-def epoch_batches(data: WSSSDataModule, epochs: int = 1) -> list[dict]:
+def epoch_batches(data: EpochData, epochs: int = 1) -> list[dict]:
     loader = data.train_dataloader()
     batches = []
     for epoch in range(epochs):
@@ -59,7 +77,7 @@ def assert_same(first: list[dict], second: list[dict]) -> None:
 
 
 class Recorder(pl.LightningModule):
-    """Writes down what it is given."""
+    """Writes down what it is given, and what it draws itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +85,7 @@ class Recorder(pl.LightningModule):
         self.seen: list[tuple[int, list[str], float]] = []
 
     def training_step(self, batch: dict, index: int) -> torch.Tensor:
-        value = float(batch["image"].double().sum())
+        value = float(batch["image"].double().sum()) + float(torch.rand(1))  # as with dropout
         self.seen.append((self.current_epoch, batch["name"], value))
         return self.weight.sum()
 
@@ -112,13 +130,12 @@ def test_training_batch_keeps_the_contract(voc_root: Path) -> None:
                 assert size == [image.height, image.width]
         assert (batch["image"] * (1 - batch["valid"])[:, None]).abs().max() == 0
     assert sorted(n for b in batches for n in b["name"]) == sorted(truth.names("all"))
-    assert (data.num_classes, data.class_names) == (20, truth.classes)
 
 
 def test_prediction_sample_keeps_the_contract(voc_root: Path) -> None:
-    data = module(voc_root, infer_long_side=40)
-    samples = list(data.predict_dataloader())
     truth = VOC(voc_root)
+    whole = whole_set(truth, long_side=40)
+    samples = list(EpochData(whole=whole, num_workers=0).predict_dataloader())
     assert [s["name"] for s in samples] == truth.names("all")
     for sample in samples:
         assert sorted(sample) == ["images", "label", "name", "size"]
@@ -129,13 +146,34 @@ def test_prediction_sample_keeps_the_contract(voc_root: Path) -> None:
             assert sample["size"].tolist() == [image.height, image.width]
 
 
+def test_a_sample_holds_the_picture_itself_where_it_is_wanted(voc_root: Path) -> None:
+    data = VOC(voc_root)
+    names = data.names("all")
+    inputs = Pyramid(MEAN, STD)
+    bare = WholeSet(data, names, inputs)[2]
+    assert sorted(bare) == ["images", "name", "size"]
+    sample = WholeSet(data, names, inputs, picture=True)[2]
+    with Image.open(data.image_path(names[2])) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(sample["picture"], expected)
+    shown = sample["images"][0] * torch.tensor(STD)[:, None, None]
+    shown = (shown + torch.tensor(MEAN)[:, None, None]) * 255
+    np.testing.assert_allclose(shown.permute(1, 2, 0), expected, atol=1e-3)
+
+
 def test_prediction_can_be_restricted_to_what_is_missing(voc_root: Path) -> None:
-    data = module(voc_root)
+    whole = whole_set(VOC(voc_root), picture=True)
     names = VOC(voc_root).names("all")
-    some = [names[5], names[1], "not in the split"]
-    assert [s["name"] for s in data.only(some).predict_dataloader()] == [names[1], names[5]]
-    assert list(data.only([]).predict_dataloader()) == []
-    assert len(list(data.only(None).predict_dataloader())) == 8
+    some = whole.only([names[5], names[1], "not in the split"])
+    assert [s["name"] for s in some.loader()] == [names[1], names[5]]
+    for sample in some.loader():  # everything else goes with the name
+        one = whole[names.index(sample["name"])]
+        assert sample.keys() == one.keys()
+        assert torch.equal(sample["label"], one["label"])
+        assert torch.equal(sample["picture"], one["picture"])
+        assert [i.shape for i in sample["images"]] == [i.shape for i in one["images"]]
+    assert list(whole.only([]).loader()) == []
+    assert [s["name"] for s in whole.select([3, 0]).loader()] == [names[3], names[0]]
 
 
 def test_unlabelled_split_is_predicted_without_annotations(voc_root: Path) -> None:
@@ -143,10 +181,10 @@ def test_unlabelled_split_is_predicted_without_annotations(voc_root: Path) -> No
     shutil.copy(
         voc_root / "ImageSets/Segmentation/val.txt", voc_root / "ImageSets/Segmentation/test.txt"
     )
-    samples = list(module(voc_root, infer_split="test").predict_dataloader())
+    samples = list(whole_set(VOC(voc_root), "test").loader())
     assert len(samples) == 2 and all(s["label"].sum() == 0 for s in samples)
     with pytest.raises(WsssError, match="no annotation"):
-        module(voc_root).predict_dataloader()
+        whole_set(VOC(voc_root))
 
 
 def test_any_number_of_classes(voc_root: Path) -> None:
@@ -168,7 +206,7 @@ def test_any_number_of_classes(voc_root: Path) -> None:
         def mask(self, name: str) -> None:
             raise AssertionError("a loader has read a mask")
 
-    data = WSSSDataModule(TwoClasses(), **SETTINGS)  # type: ignore[arg-type]
+    data = EpochData(epoch_set(TwoClasses()), whole_set(TwoClasses()), 4, num_workers=0)
     for batch in epoch_batches(data):
         assert batch["label"].tolist() == [[int(n) % 2, 1 - int(n) % 2] for n in batch["name"]]
     assert next(iter(data.predict_dataloader()))["label"].shape == (2,)
@@ -182,7 +220,6 @@ def test_training_and_prediction_never_read_a_mask(
 ) -> None:
     def samples() -> tuple[list[dict], list[dict]]:
         data = module(voc_root)
-        data.prepare_data()
         return epoch_batches(data, epochs=2), list(data.predict_dataloader())
 
     train, predict = samples()
@@ -227,17 +264,21 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
     voc_root: Path, tmp_path: Path, workers: int
 ) -> None:
     whole = Recorder()
-    trainer(tmp_path / "whole", 3).fit(whole, datamodule=module(voc_root, num_workers=workers))
+    trainer(tmp_path / "whole", 3, callbacks=[SeedEpochs(0)]).fit(
+        whole, datamodule=module(voc_root, num_workers=workers)
+    )
     assert [epoch for epoch, _, _ in whole.seen] == [0, 0, 1, 1, 2, 2]
 
     checkpoint = pl.callbacks.ModelCheckpoint(
         tmp_path / "kept", filename="epoch0", every_n_epochs=1, save_on_train_epoch_end=True
     )
     part = Recorder()
-    trainer(tmp_path, 1, callbacks=[checkpoint]).fit(part, datamodule=module(voc_root))
+    trainer(tmp_path, 1, callbacks=[SeedEpochs(0), checkpoint]).fit(
+        part, datamodule=module(voc_root)
+    )
     assert part.seen == whole.seen[:2]
     rest = Recorder()
-    trainer(tmp_path / "rest", 3).fit(
+    trainer(tmp_path / "rest", 3, callbacks=[SeedEpochs(0)]).fit(
         rest,
         datamodule=module(voc_root, num_workers=workers),
         ckpt_path=tmp_path / "kept" / "epoch0.ckpt",
@@ -248,7 +289,8 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
 
 def test_predict_through_lightning_gives_each_image_once(voc_root: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    data = module(voc_root, num_workers=2, train_split="missing")  # prediction needs no train list
+    # Prediction needs nothing to train on.
+    data = EpochData(whole=whole_set(VOC(voc_root)), num_workers=2)
     trainer(tmp_path).predict(recorder, datamodule=data)
     assert [names[0] for _, names, _ in recorder.seen] == VOC(voc_root).names("all")
 
@@ -303,42 +345,114 @@ def test_batch_must_be_divisible_by_the_processes(voc_root: Path) -> None:
         as_rank(module(voc_root), 0, 3).train_dataloader()
 
 
+# ---- label maps of an earlier stage, in the place of image labels or beside them
+
+
+class Blind(ImageSet):
+    """Six images of 40 x 56 and a label map for each, whose truth must not be looked at."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        rng = np.random.default_rng(0)
+        for n in range(6):
+            ids = rng.integers(0, 3, (5, 7)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+            image = np.repeat(ids[:, :, None] * 100, 3, axis=2)
+            (root / "images").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / "images" / f"i{n}.png")
+            write_mask(self.masks / f"i{n}.png", ids)
+
+    @property
+    def masks(self) -> Path:
+        return self.root / "masks"
+
+    def names(self, split: str) -> list[str]:
+        return [f"i{n}" for n in range(6)]
+
+    def image_path(self, name: str) -> Path:
+        return self.root / "images" / f"{name}.png"
+
+    def labels(self, names):  # type: ignore[no-untyped-def]
+        raise AssertionError("labels were read")
+
+    def mask(self, name: str) -> None:
+        raise AssertionError("the truth was read")
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Blind:
+    return Blind(tmp_path)
+
+
+def masked_set(blind: Blind, seed: int = 0, first: int = 0) -> EpochSet:
+    crop = Crop(24, (0, 0, 0), (1, 1, 1), LongSide(40, 80))
+    return EpochSet(blind, blind.names("all")[first:], crop, seed, targets=blind.masks)
+
+
+def test_label_maps_come_with_their_images_and_no_truth_is_read(blind: Blind) -> None:
+    whole = WholeSet(blind, blind.names("all"), Pyramid(MEAN, STD), targets=blind.masks)
+    data = EpochData(masked_set(blind), whole, batch_size=2, num_workers=0)
+    batches = list(data.train_dataloader())
+    assert [len(batch["image"]) for batch in batches] == [2, 2, 2]
+    assert sorted(n for batch in batches for n in batch["name"]) == blind.names("all")
+    for batch in batches:
+        assert sorted(batch) == ["image", "name", "size", "target", "valid"]
+        assert batch["target"].shape == (2, 24, 24) and batch["target"].dtype == torch.int64
+        known = batch["target"] != 255
+        assert torch.equal(known, batch["valid"] == 1) and len(batch["target"].unique()) > 2
+        levels = (batch["image"][:, 0] * 255 - batch["target"] * 100)[known]
+        assert (levels.abs() < 20).float().mean() > 0.6  # resizing mixes at borders of blocks
+    samples = list(data.predict_dataloader())
+    assert [sample["name"] for sample in samples] == blind.names("all")
+    for sample in samples:
+        assert sample["target"].shape == (40, 56) and "label" not in sample
+        picture = np.asarray(Image.open(blind.image_path(sample["name"])))
+        np.testing.assert_array_equal(sample["target"] * 100, picture[..., 0])
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(blind: Blind) -> None:
+    one, two, other = masked_set(blind, 3), masked_set(blind, 3), masked_set(blind, 4)
+    for epoch in range(3):
+        for key in ("image", "target", "valid"):
+            assert torch.equal(one[epoch, 4][key], two[epoch, 4][key])
+    assert len({one[epoch, 4]["image"].numpy().tobytes() for epoch in range(4)}) == 4
+    assert not torch.equal(one[0, 4]["image"], other[0, 4]["image"])
+
+
+def test_a_label_map_of_another_size_is_named(blind: Blind) -> None:
+    write_mask(blind.masks / "i2.png", np.zeros((5, 5), dtype=np.uint8))
+    with pytest.raises(WsssError, match=r"i2\.png is 5 x 5, its image 40 x 56; run the stage"):
+        masked_set(blind)[0, 2]
+
+
+# ---- several batches make one step
+
+
+def test_an_epoch_ends_with_a_whole_step_and_processes_share_it(blind: Blind) -> None:
+    train = masked_set(blind)
+
+    def names(rank: int, world: int) -> list[str]:
+        data = as_rank(EpochData(train, batch_size=2, accumulate=2, num_workers=0), rank, world)
+        assert data.steps_per_epoch == 1
+        return [n for batch in data.train_dataloader() for n in batch["name"]]
+
+    alone = names(0, 1)
+    assert len(alone) == 4  # of six images: one step of 2 x 2
+    assert sorted(names(0, 2) + names(1, 2)) == sorted(alone)
+    with pytest.raises(WsssError, match=r"key=2 is the global batch.*3 processes"):
+        as_rank(EpochData(train, None, 2, 2, 0, "key"), 0, 3).train_dataloader()
+    with pytest.raises(WsssError, match="key=4 x 2 accumulated is more than the 6 images"):
+        EpochData(train, batch_size=4, accumulate=2, key="key")
+
+
 # ---- bad input
 
 
 def test_batch_larger_than_the_data_set(voc_root: Path) -> None:
-    with pytest.raises(WsssError, match="batch_size=9 is larger than the 8 images of split 'all'"):
-        module(voc_root, batch_size=9).train_dataloader()
+    with pytest.raises(WsssError, match="data.batch_size=9 is more than the 8 images to train on"):
+        module(voc_root, batch_size=9)
     assert len(epoch_batches(module(voc_root, batch_size=8))) == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"crop_size": 0}, "data.crop_size"),
-        ({"batch_size": 0}, "data.batch_size"),
-        ({"num_workers": -2}, "data.num_workers"),
-        ({"long_side": (48, 24)}, "data.long_side"),
-        ({"long_side": (48,)}, "data.long_side"),
-        ({"scales": ()}, "data.scales"),
-        ({"scales": (1.0, 0.0)}, "data.scales"),
-        ({"infer_long_side": 0}, "data.infer_long_side"),
-        ({"std": (1.0, 0.0, 1.0)}, "data.std"),
-        ({"mean": (1.0, 0.0)}, "data.mean"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_senseless_settings_name_their_key(voc_root: Path, settings: dict, key: str) -> None:
-    with pytest.raises(WsssError, match=key):
-        module(voc_root, **settings)
-
-
-def test_missing_files_are_found_before_training(voc_root: Path, tmp_path: Path) -> None:
-    next((voc_root / "JPEGImages").iterdir()).unlink()
-    with pytest.raises(WsssError, match="1 of 8 images are missing"):
-        trainer(tmp_path).fit(Recorder(), datamodule=module(voc_root))
-    with pytest.raises(WsssError, match="data.root="):
-        trainer(tmp_path).fit(Recorder(), datamodule=module(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -348,15 +462,28 @@ def test_broken_image_is_named_from_within_a_worker(voc_root: Path, workers: int
         epoch_batches(module(voc_root, num_workers=workers))
 
 
+def test_an_unreadable_photograph_is_passed_over_only_where_that_is_wanted(voc_root: Path) -> None:
+    data = VOC(voc_root)
+    names = data.names("all")
+    data.image_path(names[2]).write_bytes(b"broken")
+    inputs = Pyramid(MEAN, STD)
+    with pytest.raises(WsssError, match=names[2]):
+        WholeSet(data, names, inputs)[2]
+    samples = list(WholeSet(data, names, inputs, lenient=True).only(names[1:4]).loader())
+    assert [sample["images"] is None for sample in samples] == [False, True, False]
+    assert samples[1]["name"] == names[2]
+
+
 def test_chosen_workers_are_within_reason() -> None:
     assert 0 <= loader_workers() <= 4
 
 
 @pytest.mark.realdata
 def test_real_photographs(voc2007_mini: Path) -> None:
-    data = WSSSDataModule(
-        VOC(voc2007_mini), crop_size=64, long_side=(56, 104), infer_split="train", num_workers=0
-    )
+    photographs = VOC(voc2007_mini)
+    train = epoch_set(photographs, "trainaug", side=64)
+    whole = whole_set(photographs, "train")
+    data = EpochData(train, whole, batch_size=16, num_workers=0)
     loader = data.train_dataloader()
     assert len(loader) == 1087 // 16
     batch = next(iter(loader))

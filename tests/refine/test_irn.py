@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from wsss.backbones import ResNet, Timm
 from wsss.backbones.base import Backbone
+from wsss.data.datamodule import WholeSet
+from wsss.data.transforms import Pyramid
 from wsss.errors import WsssError
 from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss
-from wsss.refine.irn import EdgeDisplacement, IRNModule, edge_map
+from wsss.refine.irn import (
+    EdgeDisplacement,
+    IRNModule,
+    IRNOptimizer,
+    IRNSettings,
+    edge_map,
+    mean_displacement,
+)
 from wsss.refine.paths import path_index
+from wsss.settings import resolve
 
 
 class SmallBackbone(Backbone):
@@ -175,17 +189,8 @@ def test_sizes_that_do_not_divide_are_refused(network: EdgeDisplacement) -> None
         network(torch.randn(1, 3, 40, 32))
 
 
-SETTINGS = {
-    "lr_edge": 0.1,
-    "lr_displacement": 1.0,
-    "momentum": 1e-4,
-    "weight_decay": 1e-4,
-    "poly_power": 0.9,
-}
-
-
 def test_training_step_is_the_mean_of_the_two_pairs_of_losses(network: EdgeDisplacement) -> None:
-    module = IRNModule(network, 3, SETTINGS)
+    module = IRNModule(network, 3, IRNOptimizer())
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     network.train()
     image = torch.randn(2, 3, 48, 48)
@@ -196,15 +201,18 @@ def test_training_step_is_the_mean_of_the_two_pairs_of_losses(network: EdgeDispl
     pairs = affinity_labels(label[:, 2::4, 2::4], index)
     a, d = affinity_loss(edge, pairs, index), displacement_loss(field, pairs, index)
     expected = (a["positive"] + a["negative"]) / 2 + (d["foreground"] + d["background"]) / 2
-    found = module.training_step({"image": image, "label": label}, 0)
-    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    found = module.training_step({"image": image, "target": label}, 0)
+    assert float(found["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert len(found["terms"]) == 4 and not any(t.requires_grad for t in found["terms"].values())
+    terms = sum(float(term) for term in found["terms"].values())
+    assert terms / 2 == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_edges_learn_where_the_classes_meet() -> None:
     """Left half one class, right half another: the edge must come up between them."""
     torch.manual_seed(0)
     network = EdgeDisplacement(SmallBackbone(), displacement=False).train()
-    module = IRNModule(network, 3, SETTINGS)
+    module = IRNModule(network, 3, IRNOptimizer())
     module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     image = torch.randn(2, 3, 64, 64) * 0.1
     label = torch.zeros(2, 64, 64, dtype=torch.int64)
@@ -214,10 +222,57 @@ def test_edges_learn_where_the_classes_meet() -> None:
     optimizer = torch.optim.SGD(network.edge_parameters(), lr=0.5)
     for _ in range(60):
         optimizer.zero_grad()
-        module.training_step({"image": image, "label": label}, 0).backward()
+        module.training_step({"image": image, "target": label}, 0)["loss"].backward()
         optimizer.step()
     edge = torch.sigmoid(network(image)[0].detach())
     for b, border in enumerate((6, 10)):
         near = edge[b, 2:-2, border - 1 : border + 1].amax(-1).mean()
         away = torch.cat([edge[b, 2:-2, 1 : border - 2], edge[b, 2:-2, border + 2 : -1]], 1).mean()
         assert near > 0.6 and near > away + 0.15, (near, away)
+
+
+def test_the_mean_displacement_counts_every_image_once_at_its_upper_left_corner(
+    tmp_path: Path,
+) -> None:
+    """Five images in batches of two: the last one weighs as much as the others."""
+    torch.manual_seed(3)
+    network = EdgeDisplacement(SmallBackbone())
+    network.mean_shift.fill_(7.0)  # of an earlier measurement: it must not be subtracted
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        pixels = rng.integers(0, 255, (30 + 4 * n, 50 - 6 * n, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"i{n}.png")
+
+    class Bare:
+        def image_path(self, name: str) -> Path:
+            return tmp_path / f"{name}.png"
+
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+    whole = WholeSet(Bare(), [f"i{n}" for n in range(5)], Pyramid(mean, std))  # type: ignore[arg-type]
+    found = mean_displacement(network, whole, 32, 2, torch.device("cpu"))
+    expected = []
+    for n in range(5):
+        picture = np.asarray(Image.open(tmp_path / f"i{n}.png"))[:32, :32] / 255.0
+        square = np.zeros((32, 32, 3))
+        square[: picture.shape[0], : picture.shape[1]] = (picture - mean) / std
+        image = torch.from_numpy(square).float().permute(2, 0, 1)[None]
+        field = network.train()(image)[1]
+        expected.append(field.detach().mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(found, torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"crop_size": 40}, r"^refine\.irn\.crop_size=40: must be a multiple of 16"),
+        ({"crop_size": 0}, r"^refine\.irn\.crop_size=0: "),
+        ({"scale": (1.0, 0.5)}, r"^refine\.irn\.scale=\[1\.0, 0\.5\]: must be"),
+        ({"radius": 1}, r"^refine\.irn\.radius=1: "),
+        ({"features": "random"}, r"^refine\.irn\.features=random: .*'pretrained' or 'method'"),
+        ({"optimizer": {"lr_edge": -1}}, r"^refine\.irn\.optimizer\.lr_edge=-1: "),
+    ],
+)
+def test_bad_settings_are_named(given: dict[str, object], told: str) -> None:
+    with pytest.raises(WsssError, match=told) as caught:
+        resolve(IRNSettings, given, "refine.irn")
+    assert "\n" not in str(caught.value)

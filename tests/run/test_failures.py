@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from wsss import cli, stages
+from wsss.build.job import Result
+from wsss.build.settings import Settings
 from wsss.errors import WsssError
 from wsss.report.gather import read_job
 from wsss.run import failures
@@ -29,7 +31,7 @@ def main(tmp_path: Path, monkeypatch) -> Iterator[Main]:
     """The command line in this process; its stages are what the test says."""
     monkeypatch.chdir(tmp_path)
 
-    def call(stage: Callable[[DictConfig], object], *arguments: str) -> int:
+    def call(stage: Callable[[Settings], Result], *arguments: str) -> int:
         monkeypatch.setattr(stages, "get_stage", lambda name: stage)
         quiet = [f"hydra/{group}=none" for group in ("job_logging", "hydra_logging")]
         monkeypatch.setattr(sys, "argv", ["run.py", "run_name=x", *quiet, *arguments])
@@ -44,14 +46,14 @@ def main(tmp_path: Path, monkeypatch) -> Iterator[Main]:
     HydraConfig.instance().cfg = None
 
 
-def broken_seeds(cfg: DictConfig) -> dict[str, float]:
+def broken_seeds(s: Settings) -> Result:
     """A stage that knows two ways to fail."""
-    if cfg.seed == 1:
+    if s.seed == 1:
         raise WsssError("data.root=nowhere: no such folder")
-    if cfg.seed == 2:
+    if s.seed == 2:
         raise ZeroDivisionError("division\nby zero")
-    (Path(cfg.paths.run) / "done").touch()
-    return {"miou": 1.0}
+    (Path(s.paths.run) / "done").touch()
+    return Result("train", {"miou": 1.0})
 
 
 def test_failed_jobs_are_named_at_the_end_and_the_others_stand(
@@ -80,7 +82,7 @@ def test_a_job_that_succeeds_later_takes_its_note_away(main: Main, tmp_path: Pat
     arguments = ("-m", "stage=train", "seed=1,2")
     assert main(broken_seeds, *arguments) == 1
     assert len(list(tmp_path.rglob(FAILED))) == 2
-    assert main(lambda cfg: None, *arguments) == 0
+    assert main(lambda s: Result("train"), *arguments) == 0
     assert not list(tmp_path.rglob(FAILED))
 
 
@@ -89,9 +91,10 @@ def test_the_note_of_a_pipeline_lies_with_the_stage_that_failed(
 ) -> None:
     count = iter(range(9))
 
-    def second_fails(cfg: DictConfig) -> None:
+    def second_fails(s: Settings) -> Result:
         if next(count) % 3 == 1:
             raise WsssError("no maps")
+        return Result("any")
 
     assert main(second_fails, "-m", "seed=0,1", "pipeline=[train,make_cam,eval_cam]") == 1
     (path, other) = sorted(tmp_path.rglob(FAILED))

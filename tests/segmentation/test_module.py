@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from wsss.errors import WsssError
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.module import Segmenter, poly_factor
+from wsss.segmentation.settings import OptimizerSettings, SegmentationSettings
+from wsss.settings import resolve
 
-SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "poly_power": 0.9, "poly_every": 10}
+SGD = OptimizerSettings(lr=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +123,7 @@ def test_rates_in_training_follow_the_schedule_per_optimizer_step() -> None:
         def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
             seen.append([group["lr"] for group in optimizer.param_groups])
 
-    segmenter = Segmenter(tiny(), optimizer={**SGD, "poly_every": 2})
+    segmenter = Segmenter(tiny(), optimizer=replace(SGD, poly_every=2))
     trainer = fit(segmenter, 5, accumulate=2, callbacks=[Watch()])
     factors = [(1 - k / 5) ** 0.9 for k in (0, 0, 2, 2, 4)]
     expected = [[0.01 * f, 0.1 * f, 0.2 * f] for f in factors]
@@ -162,7 +165,10 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
         total += torch.stack(losses).mean().item()
     segmenter.log = lambda *a, **k: None
     segmenter.trainer = type("T", (), {"optimizers": [torch.optim.SGD(network.parameters())]})()
-    assert segmenter.training_step(batch, 0).item() == pytest.approx(total, rel=1e-5)
+    found = segmenter.training_step(batch, 0)
+    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
+    assert list(found["terms"]) == ["x1", "x0.75", "x0.5", "max"]
+    assert sum(map(float, found["terms"].values())) == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(segmenter.logits(batch["image"]), largest)
 
     single = Segmenter(network, optimizer=SGD, msc=False)
@@ -173,7 +179,7 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
 
 @pytest.mark.parametrize("loss", ["ce", "balanced", "balanced_dsrg"])
 def test_a_trivial_pattern_is_learnt_in_a_few_steps(loss: str) -> None:
-    optimizer = {"lr": 0.02, "momentum": 0.9, "poly_power": 0.9, "poly_every": 1}
+    optimizer = OptimizerSettings(lr=0.02, weight_decay=0.0, poly_every=1)
     segmenter = Segmenter(tiny(), optimizer=optimizer, loss=loss, class_names=("red", "green"))
     trainer = fit(segmenter, 100, gradient_clip_val=5.0)
     assert trainer.callback_metrics["train/loss"].isfinite()
@@ -191,7 +197,7 @@ def test_a_trivial_pattern_is_learnt_in_a_few_steps(loss: str) -> None:
 
 
 def test_a_crop_in_which_all_is_ignored_changes_nothing() -> None:
-    segmenter = Segmenter(tiny(), optimizer={"lr": 0.1, "weight_decay": 0.0})
+    segmenter = Segmenter(tiny(), optimizer=OptimizerSettings(lr=0.1, weight_decay=0.0))
     before = {n: p.clone() for n, p in segmenter.named_parameters()}
     sample = Squares(1)[0]
     bare = {"image": sample["image"], "target": torch.full_like(sample["target"], 255)}
@@ -246,18 +252,90 @@ def test_a_checkpoint_loads_as_plain_weights_and_says_what_it_is(tmp_path: Path)
     torch.testing.assert_close(network(image), segmenter.network(image), rtol=0, atol=0)
 
 
-def test_wrong_settings_are_told_in_one_line() -> None:
+def test_scales_or_classes_that_do_not_fit_and_nothing_to_learn_are_refused() -> None:
     network = tiny()
-    for options, message in (
-        ({"loss": "dice"}, r"segmentation.loss=dice: choose ce, balanced"),
-        ({"optimizer": {"lr": 1, "head_lr": 2}}, r"optimizer.head_lr: unknown key; there are lr, "),
-        ({"optimizer": {"momentum": 0.9}}, r"optimizer.lr: give"),
-        ({"optimizer": {"lr": 1, "poly_every": 0}}, r"poly_every=0 must be at least 1"),
-        ({"train_scales": (0.5,)}, r"msc_scales=\[0.5\]"),
-        ({"class_names": ("red",)}, r"1 class names for a network of 2 classes"),
-    ):
-        with pytest.raises(WsssError, match=message):
-            Segmenter(network, **{"optimizer": SGD, **options})
+    with pytest.raises(WsssError, match=r"msc_scales=\[0\.5\]"):
+        Segmenter(network, optimizer=SGD, train_scales=(0.5,))
+    with pytest.raises(WsssError, match="1 class names for a network of 2 classes"):
+        Segmenter(network, optimizer=SGD, class_names=("red",))
     network.requires_grad_(False)
     with pytest.raises(WsssError, match="no parameter learns"):
         fit(Segmenter(network, optimizer=SGD), 1)
+
+
+def test_steps_with_nesterov_and_momentum_follow_the_formula() -> None:
+    """v = m v + g; p -= lr (g + m v) with Nesterov, lr v without; g with decay."""
+    for nesterov in (False, True):
+        options = OptimizerSettings(
+            lr=0.1, momentum=0.5, weight_decay=0.01, nesterov=nesterov, poly_every=1
+        )
+        torch.manual_seed(0)
+        segmenter = Segmenter(tiny(), optimizer=options, msc=False)
+        gradients: list[Tensor] = []
+        weight = next(p for p in segmenter.network.parameters() if p.requires_grad and p.dim() == 4)
+        expected, velocity = weight.detach().clone(), torch.zeros_like(weight)
+
+        class Watch(pl.Callback):
+            def on_before_optimizer_step(
+                self, trainer, module, optimizer, weight=weight, gradients=gradients
+            ) -> None:
+                gradients.append(weight.grad.clone())
+
+        fit(segmenter, 3, callbacks=[Watch()])
+        for step, gradient in enumerate(gradients):
+            rate = 0.1 * (1 - step / 3) ** 0.9
+            gradient = gradient + 0.01 * expected
+            velocity = 0.5 * velocity + gradient
+            expected = expected - rate * (gradient + 0.5 * velocity if nesterov else velocity)
+        torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"loss": "dice"}, r"^segmentation\.loss=dice: must be 'ce', 'balanced' or"),
+        ({"optimizer": {"head_lr": 2}}, r"^segmentation\.optimizer\.head_lr: unknown key"),
+        ({"optimizer": {"lr": None}}, r"^segmentation\.optimizer\.lr=null: must be a valid number"),
+        ({"optimizer": {"lr": 0}}, r"^segmentation\.optimizer\.lr=0: must be greater than 0"),
+        ({"optimizer": {"poly_every": 0}}, r"^segmentation\.optimizer\.poly_every=0: "),
+        (
+            {"optimizer": {"momentum": 1.0}},
+            r"^segmentation\.optimizer\.momentum=1.0: .*less than 1",
+        ),
+        ({"msc_scales": [0.5]}, r"^segmentation\.msc_scales=\[0\.5\]: give different .* 1 among"),
+        ({"network": {"name": "unet"}}, r"^segmentation\.network\.name=unet: "),
+        (
+            {"features": "random"},
+            r"^segmentation\.features=random: must be 'pretrained' or 'method'",
+        ),
+        ({"features": "method"}, r"^segmentation\.features=method needs .*network.name=backbone"),
+        ({"train": {"max_epochs": 3}}, r"max_steps=20000 and max_epochs=3; give one of the two"),
+        ({"train": {"max_steps": None}}, r"max_steps=None and max_epochs=None; give one"),
+        (
+            {"train": {"max_steps": None, "max_epochs": 0}},
+            r"^segmentation\.train\.max_epochs=0: must be greater than or equal to 1",
+        ),
+        ({"train": {"crop_size": 0}}, r"^segmentation\.train\.crop_size=0: "),
+        ({"train": {"scales": []}}, r"^segmentation\.train: give scales or scale_range"),
+        ({"train": {"scales": None}}, r"^segmentation\.train: give scales or scale_range"),
+        ({"train": {"scale_range": [0.5, 1]}}, r"^segmentation\.train: give scales or scale_range"),
+        ({"train": {"scales": [1.0, -1.0]}}, r"^segmentation\.train\.scales\.1=-1\.0: .*than 0"),
+        (
+            {"train": {"scales": None, "scale_range": [1.0, 0.5]}},
+            r"^segmentation\.train\.scale_range=\[1\.0, 0\.5\]: must be \[smallest",
+        ),
+        ({"train": {"pad_label": 7}}, r"^segmentation\.train\.pad_label=7: must be 0 or 255"),
+        ({"eval": {"fuse": "sum"}}, r"^segmentation\.eval\.fuse=sum: must be 'mean' or 'max'"),
+        ({"eval": {"scales": []}}, r"^segmentation\.eval\.scales=\[\]: give at least one"),
+        ({"eval": {"archive": {"write": "maybe"}}}, r"^segmentation\.eval\.archive\.write=maybe: "),
+        (
+            {"eval": {"archive": {"competition": "comp7"}}},
+            r"^segmentation\.eval\.archive\.competition=comp7: must be 'comp5' or 'comp6'",
+        ),
+        ({"export": {"format": "exe"}}, r"^segmentation\.export\.format=exe: must be 'torch' or"),
+    ],
+)
+def test_wrong_settings_are_one_line_with_their_key(given: dict[str, object], told: str) -> None:
+    with pytest.raises(WsssError, match=told) as caught:
+        resolve(SegmentationSettings, given, "segmentation")
+    assert "\n" not in str(caught.value)

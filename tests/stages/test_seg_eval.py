@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,6 @@ SMALL = (
     "segmentation.features=pretrained",
     "segmentation.eval.scales=[1.0,0.5]",
     "segmentation.eval.mirror=true",
-    "segmentation.workers=0",
-    "segmentation.pictures=2",
 )
 
 
@@ -58,18 +55,18 @@ def test_the_mean_is_over_the_classes_of_the_truth() -> None:
 
 
 @pytest.fixture
-def finished(composed, untrained_network):
+def finished(settings, untrained_network):
     """Settings, folder and manifest of a finished seg_eval on val."""
-    cfg = composed(*SMALL)
-    untrained_network(cfg)
-    manifest = seg_eval.run(cfg)
-    return cfg, Path(cfg.paths.run) / "seg_eval" / "val", manifest
+    s = settings(*SMALL)
+    untrained_network(s)
+    manifest = seg_eval.run(s).manifest
+    return s, s.folder("seg_eval") / "val", manifest
 
 
 def test_scores_follow_from_the_stored_label_maps_and_these_from_the_network(
     finished, few_scenes
 ) -> None:
-    cfg, folder, manifest = finished
+    s, folder, manifest = finished
     metrics = read_json(folder / "metrics.json")
     scenes = VOC(few_scenes)
     names = scenes.names("val")
@@ -84,7 +81,7 @@ def test_scores_follow_from_the_stored_label_maps_and_these_from_the_network(
     assert metrics["images"] == 4 and metrics["split"] == "val"
     assert (folder / "contact_sheet.png").is_file() and (folder / "confusion.png").is_file()
 
-    segmenter, network = load_trained(cfg, find_trained(cfg, "test"), "test")
+    segmenter, network = load_trained(s, find_trained(s, "test"), "test")
     name = names[1]
     picture = load_image(scenes.image_path(name))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (network.mean, network.std))
@@ -105,7 +102,7 @@ def test_scores_follow_from_the_stored_label_maps_and_these_from_the_network(
 
 
 def test_killed_it_makes_what_is_missing_and_ends_with_the_same(finished, capsys) -> None:
-    cfg, folder, _ = finished
+    s, folder, _ = finished
     before = {p.relative_to(folder): p.read_bytes() for p in folder.glob("masks*/*.png")}
     assert len(before) == 8
     scores = read_json(folder / "metrics.json")
@@ -116,24 +113,24 @@ def test_killed_it_makes_what_is_missing_and_ends_with_the_same(finished, capsys
     maps[0].unlink()
     (folder / "masks_crf" / maps[1].name).unlink()
     stamp = maps[2].stat().st_mtime_ns
-    seg_eval.run(cfg)
+    seg_eval.run(s)
     assert "goes on in" in capsys.readouterr().out
     assert {p.relative_to(folder): p.read_bytes() for p in folder.glob("masks*/*.png")} == before
     assert maps[2].stat().st_mtime_ns == stamp
     assert read_json(folder / "metrics.json") == scores
-    seg_eval.run(cfg)
+    seg_eval.run(s)
     assert "finished before" in capsys.readouterr().out
 
 
 def test_another_split_lies_beside_and_a_finished_one_is_packed_afterwards(
-    finished, composed, capsys
+    finished, settings, capsys
 ) -> None:
     _, folder, _ = finished
-    seg_eval.run(composed(*SMALL, "segmentation.eval.split=train"))
+    seg_eval.run(settings(*SMALL, "segmentation.eval.split=train"))
     assert read_json(folder.parent / "train" / "metrics.json")["images"] == 6
     assert not list(folder.glob("results*"))
     capsys.readouterr()
-    seg_eval.run(composed(*SMALL, "segmentation.eval.archive.write=true"))
+    seg_eval.run(settings(*SMALL, "segmentation.eval.archive.write=true"))
     assert "finished before" in capsys.readouterr().out
     for suffix in ("", "_crf"):
         with tarfile.open(folder / f"results_comp6_val{suffix}.tar.gz") as tar:
@@ -143,7 +140,7 @@ def test_another_split_lies_beside_and_a_finished_one_is_packed_afterwards(
 
 
 def test_a_split_without_masks_is_predicted_and_packed(
-    composed, untrained_network, few_scenes, tmp_path, capsys
+    settings, untrained_network, few_scenes, tmp_path, capsys
 ) -> None:
     import shutil
 
@@ -155,38 +152,33 @@ def test_a_split_without_masks_is_predicted_and_packed(
     for name in names.split():
         (root / "SegmentationClass" / f"{name}.png").unlink()
         (root / "Annotations" / f"{name}.xml").unlink()
-    cfg = composed(
+    own = (
         *SMALL,
         "data=voc",
         f"data.root={root}",
         "+data.image_set.classes=[bird,boat,car,cat,house,plant]",
-        "segmentation.eval.split=test",
         "segmentation.eval.crf.use=false",
     )
-    untrained_network(cfg)
-    seg_eval.run(cfg)
+    s = settings(*own, "segmentation.eval.split=test")
+    untrained_network(s)
+    seg_eval.run(s)
     told = capsys.readouterr().out
     assert "seg_eval: no score: split 'test' has no masks" in told
-    folder = Path(cfg.paths.run) / "seg_eval" / "test"
+    folder = s.folder("seg_eval") / "test"
     assert len(list((folder / "masks").iterdir())) == 4
     assert "miou" not in read_json(folder / "metrics.json")
     assert (folder / "results_comp6_test.tar.gz").is_file()
     assert (folder / "contact_sheet.png").is_file()
-    cfg.segmentation.eval.split = "val"
     shutil.copy(
         few_scenes / "SegmentationClass" / f"{names.split()[0]}.png", root / "SegmentationClass"
     )
-    seg_eval.run(cfg)
+    seg_eval.run(settings(*own, "segmentation.eval.split=val"))
     assert "3 of 4 images of split 'val' have no mask" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("segmentation.eval.fuse=sum",), "fuse=sum: choose mean or max"),
-        (("segmentation.eval.scales=[]",), "scales="),
-        (("segmentation.eval.archive.write=maybe",), "write=maybe: auto, true or false"),
-        (("segmentation.eval.archive.competition=comp7",), "competition=comp7"),
         (("segmentation.eval.split=dev",), "no list for split 'dev'"),
         (("segmentation.checkpoint=no.ckpt",), "segmentation.checkpoint=no.ckpt: no such file"),
         (
@@ -195,25 +187,25 @@ def test_a_split_without_masks_is_predicted_and_packed(
         ),
     ],
 )
-def test_bad_settings_are_one_line(composed, untrained_network, overrides, message) -> None:
-    untrained_network(composed(*SMALL))
+def test_what_is_not_there_is_one_line(settings, untrained_network, overrides, message) -> None:
+    untrained_network(settings(*SMALL))
     with pytest.raises(WsssError, match=message) as caught:
-        seg_eval.run(composed(*SMALL, *overrides))
+        seg_eval.run(settings(*SMALL, *overrides))
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_for_other_classes_is_refused(composed, untrained_network) -> None:
-    cfg = composed(*SMALL)
-    untrained_network(cfg)
-    path = Path(cfg.paths.run) / "seg_train" / "manifest.json"
+def test_a_network_for_other_classes_is_refused(settings, untrained_network) -> None:
+    s = settings(*SMALL)
+    untrained_network(s)
+    path = s.folder("seg_train") / "manifest.json"
     write_json(path, read_json(path) | {"class_names": list("abcdef")})
     with pytest.raises(WsssError, match="trained for 6 classes .a, b, c, .*the data set has 6"):
-        seg_eval.run(cfg)
+        seg_eval.run(s)
 
 
-def test_without_training_it_says_what_is_missing(composed) -> None:
+def test_without_training_it_says_what_is_missing(settings) -> None:
     with pytest.raises(WsssError, match="stage=seg_eval needs stage=seg_train"):
-        seg_eval.run(composed(*SMALL))
+        seg_eval.run(settings(*SMALL))
 
 
 def test_the_table_shows_a_dash_where_a_class_does_not_occur() -> None:

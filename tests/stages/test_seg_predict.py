@@ -14,7 +14,7 @@ from wsss.files import read_json
 from wsss.stages import seg_predict
 from wsss.stages.seg_predict import changed, folder_name
 
-SMALL = ("segmentation=demo", "segmentation.features=pretrained", "segmentation.pictures=2")
+SMALL = ("segmentation=demo", "segmentation.features=pretrained")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -40,14 +40,14 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_photographs_of_any_kind_are_predicted_and_bad_ones_listed(
-    composed, untrained_network, photographs, capsys, monkeypatch, few_scenes
+    settings, untrained_network, photographs, capsys, monkeypatch, few_scenes
 ) -> None:
-    cfg = composed(*SMALL, f"input={photographs}", "segmentation.predict.max_side=256")
-    untrained_network(cfg)
-    cfg.data.root = "nowhere"  # the data set is not needed any more
-    manifest = seg_predict.run(cfg)
+    wanted = (*SMALL, f"input={photographs}", "segmentation.predict.max_side=256")
+    untrained_network(settings(*wanted))
+    s = settings(*wanted, "data.root=nowhere")  # the data set is not needed any more
+    manifest = seg_predict.run(s).manifest
     told = capsys.readouterr().out
-    folder = Path(cfg.paths.run) / "seg_predict" / folder_name(photographs)
+    folder = s.folder("seg_predict") / folder_name(photographs)
     assert folder.name.startswith("holiday-")
     sizes = {
         "plain": (40, 60),
@@ -70,20 +70,20 @@ def test_photographs_of_any_kind_are_predicted_and_bad_ones_listed(
 
 
 def test_what_is_new_changed_or_gone_is_brought_up_to_date(
-    composed, untrained_network, photographs, capsys
+    settings, untrained_network, photographs, capsys
 ) -> None:
-    cfg = composed(*SMALL, f"input={photographs}")
-    untrained_network(cfg)
-    seg_predict.run(cfg)
-    seg_predict.run(cfg)
+    s = settings(*SMALL, f"input={photographs}")
+    untrained_network(s)
+    seg_predict.run(s)
+    seg_predict.run(s)
     assert "finished before" in capsys.readouterr().out
-    folder = Path(cfg.paths.run) / "seg_predict" / folder_name(photographs)
+    folder = s.folder("seg_predict") / folder_name(photographs)
     kept = (folder / "masks" / "gray.png").stat().st_mtime_ns
     photograph(30, 30, 1).save(photographs / "plain.jpg")
     photograph(20, 25).save(photographs / "new.jpg")
     photograph(20, 25).save(photographs / "broken.jpg")
     (photographs / "dot.png").unlink()
-    manifest = seg_predict.run(cfg)
+    manifest = seg_predict.run(s).manifest
     assert "have changed since" in capsys.readouterr().out
     assert manifest["images"] == 7 and manifest["unreadable"] == {}
     masks = {p.stem: read_mask(p, 6).shape for p in (folder / "masks").iterdir()}
@@ -103,11 +103,11 @@ def test_changed_names() -> None:
     assert changed(before, {"a": [1, 2], "b": [1, 3], "d": [1, 2]}) == ["b", "c"]
 
 
-def test_bad_input_is_one_line(composed, untrained_network, tmp_path) -> None:
+def test_bad_input_is_one_line(settings, untrained_network, tmp_path) -> None:
     with pytest.raises(WsssError, match="give the folder of photographs, input=DIR"):
-        seg_predict.run(composed(*SMALL))
+        seg_predict.run(settings(*SMALL))
     with pytest.raises(WsssError, match="stage=seg_predict needs stage=seg_train"):
-        seg_predict.run(composed(*SMALL, f"input={tmp_path}"))
-    untrained_network(composed(*SMALL))
+        seg_predict.run(settings(*SMALL, f"input={tmp_path}"))
+    untrained_network(settings(*SMALL))
     with pytest.raises(WsssError, match="input=nowhere: no such folder"):
-        seg_predict.run(composed(*SMALL, "input=nowhere"))
+        seg_predict.run(settings(*SMALL, "input=nowhere"))

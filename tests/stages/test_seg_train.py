@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
+from wsss.build.components import Component
+from wsss.build.settings import Settings
 from wsss.data.masks import read_mask, write_mask
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
 from wsss.files import read_json
+from wsss.segmentation.settings import SegmentationSettings, TrainSettings
 from wsss.stages import seg_train
-from wsss.stages.seg_train import StopWithoutLoss, training_length
+from wsss.stages.seg_train import training_length
 
 SMALL = (
     "segmentation=demo",
@@ -26,8 +29,6 @@ SMALL = (
     "segmentation.train.batch_size=1",
     "segmentation.train.accumulate=2",
     "segmentation.train.max_epochs=3",
-    "segmentation.workers=0",
-    "segmentation.pictures=2",
 )
 
 
@@ -41,8 +42,8 @@ def masks(tmp_path: Path, few_scenes: Path) -> Path:
     return tmp_path / "masks"
 
 
-def weights(cfg) -> dict[str, torch.Tensor]:
-    path = Path(cfg.paths.run) / "seg_train" / "last.ckpt"
+def weights(s: Settings) -> dict[str, torch.Tensor]:
+    path = s.folder("seg_train") / "last.ckpt"
     return torch.load(path, weights_only=True)["state_dict"]
 
 
@@ -53,26 +54,21 @@ class Killed(RuntimeError):
 class Kill(Callback):
     """Ends the program in the middle of the second epoch."""
 
-    def __init__(self, folder: Path) -> None:
-        pass
-
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.current_epoch == 1:
             raise Killed
 
 
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
-    composed, masks, monkeypatch, capsys
+    settings, masks, capsys
 ) -> None:
-    settings = (*SMALL, f"segmentation.masks={masks}")
-    straight, killed = composed(*settings, run="a"), composed(*settings, run="b")
+    given = (*SMALL, f"segmentation.masks={masks}")
+    straight, killed = settings(*given, run="a"), settings(*given, run="b")
     seg_train.run(straight)
-    original = seg_train.ex.build_callbacks
-    with monkeypatch.context() as patch:
-        patch.setattr(seg_train.ex, "build_callbacks", lambda c, f: [*original(c, f), Kill(f)])
-        with pytest.raises(Killed):
-            seg_train.run(killed)
-    folder = Path(killed.paths.run) / "seg_train"
+    callbacks = {**killed.callbacks, "kill": Component("Kill", Kill, {})}
+    with pytest.raises(Killed):
+        seg_train.run(replace(killed, callbacks=callbacks))
+    folder = killed.folder("seg_train")
     assert not (folder / "manifest.json").exists()
     capsys.readouterr()
     seg_train.run(killed)
@@ -82,9 +78,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     with (folder / "metrics.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 8
-    manifests = [
-        read_json(Path(c.paths.run) / "seg_train" / "manifest.json") for c in (straight, killed)
-    ]
+    manifests = [read_json(s.folder("seg_train") / "manifest.json") for s in (straight, killed)]
     assert manifests[0]["hash"] == manifests[1]["hash"]
     assert manifests[0]["steps"] == manifests[1]["steps"] == 9
     seg_train.run(killed)
@@ -92,16 +86,16 @@ def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
 
 
 def test_no_truth_is_read_and_the_manifest_tells_what_it_began_with(
-    composed, masks, monkeypatch, capsys
+    settings, masks, monkeypatch, capsys
 ) -> None:
     def refuse(*args):
         raise AssertionError("the truth was read")
 
     for name in ("mask", "mask_path", "has_mask", "labels"):
         monkeypatch.setattr(VOC, name, refuse)
-    cfg = composed(*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
-    seg_train.run(cfg)
-    folder = Path(cfg.paths.run) / "seg_train"
+    s = settings(*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
+    seg_train.run(s)
+    folder = s.folder("seg_train")
     manifest = read_json(folder / "manifest.json")
     assert manifest["initial_weights"] == "none" and manifest["images"] == 6
     assert manifest["class_names"] == ["bird", "boat", "car", "cat", "house", "plant"]
@@ -110,39 +104,39 @@ def test_no_truth_is_read_and_the_manifest_tells_what_it_began_with(
     assert Image.open(folder / "samples.png").width > 200
 
 
-def test_a_training_by_steps_ends_within_an_epoch_and_keeps_its_last_step(composed, masks) -> None:
-    cfg = composed(
+def test_a_training_by_steps_ends_within_an_epoch_and_keeps_its_last_step(settings, masks) -> None:
+    s = settings(
         *SMALL,
         f"segmentation.masks={masks}",
         "segmentation.train.max_epochs=null",
         "segmentation.train.max_steps=4",
     )
-    seg_train.run(cfg)
-    path = Path(cfg.paths.run) / "seg_train" / "last.ckpt"
+    seg_train.run(s)
+    path = s.folder("seg_train") / "last.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == 4
     assert read_json(path.parent / "manifest.json")["steps"] == 4
 
 
-def test_faulty_masks_end_it_before_training(composed, masks) -> None:
+def test_faulty_masks_end_it_before_training(settings, masks) -> None:
     name = sorted(masks.iterdir())[2]
     write_mask(name, np.full((64, 64), 7, dtype=np.uint8))
-    cfg = composed(*SMALL, f"segmentation.masks={masks}")
+    s = settings(*SMALL, f"segmentation.masks={masks}")
     with pytest.raises(WsssError, match=f"1 of 6 pseudo masks in .*{name.name} holds id 7"):
-        seg_train.run(cfg)
-    assert not (Path(cfg.paths.run) / "seg_train" / "last.ckpt").exists()
+        seg_train.run(s)
+    assert not (s.folder("seg_train") / "last.ckpt").exists()
     write_mask(name, np.full((64, 64), 6, dtype=np.uint8))
     seg_train.run(
-        composed(*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
+        settings(*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
     )
 
 
-def test_other_masks_are_other_results(composed, masks) -> None:
-    settings = (*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
-    seg_train.run(composed(*settings))
+def test_other_masks_are_other_results(settings, masks) -> None:
+    given = (*SMALL, f"segmentation.masks={masks}", "segmentation.train.max_epochs=1")
+    seg_train.run(settings(*given))
     noise = np.random.default_rng(0).integers(0, 7, (64, 64)).astype(np.uint8)
     write_mask(sorted(masks.iterdir())[0], noise)
     with pytest.raises(WsssError, match="holds seg_train of other settings .*inputs.masks was"):
-        seg_train.run(composed(*settings))
+        seg_train.run(settings(*given))
 
 
 @pytest.mark.parametrize(
@@ -151,47 +145,37 @@ def test_other_masks_are_other_results(composed, masks) -> None:
         (("segmentation.masks=nowhere",), "segmentation.masks=nowhere: no such folder"),
         ((), "stage=seg_train needs stage=irn_masks"),
         (("refine.masks=crf",), "stage=seg_train needs stage=crf"),
-        (("refine.masks=seeds",), "refine.masks=seeds: choose irn_masks or crf"),
-        (("segmentation.train.max_steps=5",), "max_steps=5 and max_epochs=3; give one of the two"),
-        (("segmentation.train.max_epochs=null",), "max_steps=None and max_epochs=None"),
-        (("segmentation.train.max_epochs=0",), "at least 1"),
-        (("segmentation.loss=dice",), "segmentation.loss=dice: choose"),
-        (("segmentation.network.name=unet",), "segmentation.network"),
-        (("segmentation.features=random",), "segmentation.features=random: pretrained or method"),
         (("segmentation.split=dev",), "no list for split 'dev'"),
+        (("segmentation.features=method",), "stage=seg_train needs stage=train"),
         (
-            ("segmentation.features=method", "segmentation.network.name=resnet38d"),
-            "needs segmentation.network.name=backbone",
+            ("segmentation.train.batch_size=4",),
+            "segmentation.train.batch_size=4 x 2 accumulated is more than the 6 images",
         ),
     ],
 )
-def test_bad_settings_are_one_line(composed, masks, overrides, message) -> None:
+def test_what_is_missing_or_does_not_fit_is_one_line(settings, masks, overrides, message) -> None:
     given = [f"segmentation.masks={masks}"]
     if any("masks" in o for o in overrides) or not overrides:
         given = []
-    if "segmentation.features=method" in overrides:
-        (Path(masks.parent) / "run" / "train").mkdir(parents=True)
-        (Path(masks.parent) / "run" / "train" / "manifest.json").write_text('{"hash": "x"}')
     with pytest.raises(WsssError, match=message) as caught:
-        seg_train.run(composed(*SMALL, *given, *overrides))
+        seg_train.run(settings(*SMALL, *given, *overrides))
     assert "\n" not in str(caught.value)
 
 
 def test_length_by_epochs_or_steps() -> None:
     def length(steps: int | None, epochs: int | None) -> dict[str, int]:
-        train = SimpleNamespace(max_steps=steps, max_epochs=epochs)
-        return training_length(SimpleNamespace(segmentation=SimpleNamespace(train=train)), 1058)
+        train = TrainSettings(max_steps=steps, max_epochs=epochs)
+        return training_length(SegmentationSettings(train=train), 1058)
 
     assert length(None, 30) == {"max_epochs": 30, "max_steps": -1}
     assert length(20000, None) == {"max_epochs": 19, "max_steps": 20000}
     assert length(1058, None) == {"max_epochs": 1, "max_steps": 1058}
 
 
-def test_a_loss_that_is_no_number_ends_the_training() -> None:
-    stop = StopWithoutLoss()
-    trainer = SimpleNamespace(global_step=7)
-    stop.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)})
-    stop.on_train_epoch_end(trainer, None)
-    stop.on_train_batch_end(trainer, None, {"loss": torch.tensor(float("nan"))})
-    with pytest.raises(WsssError, match="no number at step 7; try segmentation.loss=balanced"):
-        stop.on_train_epoch_end(trainer, None)
+def test_a_loss_that_is_no_number_ends_it_with_the_way_out(settings, masks) -> None:
+    s = settings(*SMALL, f"segmentation.masks={masks}", "segmentation.optimizer.lr=1e30")
+    with pytest.raises(WsssError, match="at step .: lower segmentation.optimizer.lr, take") as told:
+        seg_train.run(s)
+    assert "\n" not in str(told.value) and "segmentation.loss=balanced" in str(told.value)
+    folder = s.folder("seg_train")
+    assert not list(folder.glob("*.ckpt")) and not (folder / "manifest.json").exists()

@@ -287,6 +287,9 @@ class EpochData(pl.LightningDataModule):
             batch_size=self.batch_size // world,
             sampler=sampler,
             drop_last=True,
+            # Its own: an iterator draws a number, which would shift the model's dropout where
+            # training begins (before epochs are seeded) but not in later epochs.
+            generator=torch.Generator(),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
