@@ -283,12 +283,11 @@ def test_the_bound_of_labels_left_out_holds_in_every_iteration(
     assert 5 < len(out) < 24
     gap = (unary - unary.min(0)).min((1, 2))[out]
     bound = np.exp(-gap + weight * np.exp(1 - gap))
-    some = [DenseCrf(image, CrfSettings(iterations=n)).marginals([unary])[0] for n in (1, 2, 5, 10)]
+    crfs = [DenseCrf(image, CrfSettings(iterations=n)) for n in (1, 2, 5, 10)]
+    some = [c.marginals([unary])[0] for c in crfs]
     monkeypatch.setattr(crf, "LEFT_OUT", -1)  # nothing is left out any more
     assert not crf._Reading(unary, weight).out
-    every = [
-        DenseCrf(image, CrfSettings(iterations=n)).marginals([unary])[0] for n in (1, 2, 5, 10)
-    ]
+    every = [c.marginals([unary])[0] for c in crfs]
     for one, other in zip(some, every, strict=True):
         assert (other[out].max((1, 2)) <= bound).all()
         np.testing.assert_allclose(one, other, atol=1e-3)
