@@ -22,7 +22,7 @@ from wsss.segmentation.predict import (
     refined_labels,
 )
 
-SETTINGS = CrfSettings(1, 3, 67, 3, 4, 10)
+SETTINGS = CrfSettings(gaussian_sxy=1, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4)
 
 
 @pytest.fixture
