@@ -22,7 +22,7 @@ from wsss.segmentation.predict import (
 )
 from wsss.segmentation.settings import EvalSettings
 
-SETTINGS = CrfSettings(1, 3, 67, 3, 4, 10)  # DeepLab's
+SETTINGS = CrfSettings(gaussian_sxy=1, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4)
 
 
 @pytest.fixture

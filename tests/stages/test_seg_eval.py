@@ -96,7 +96,11 @@ def test_scores_follow_from_the_stored_label_maps_and_these_from_the_network(
                 total += (x.flip(-1) if mirrored else x)[0] / 4
     same = read_mask(folder / "masks" / f"{name}.png", 6) == total.argmax(0).numpy()
     assert same.mean() > 0.999
-    refined = crf_from_probabilities(picture, total.numpy(), CrfSettings(1, 3, 67, 3, 4, 10))
+    refined = crf_from_probabilities(
+        picture,
+        total.numpy(),
+        CrfSettings(gaussian_sxy=1, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4),
+    )
     same = read_mask(folder / "masks_crf" / f"{name}.png", 6) == refined.argmax(0)
     assert same.mean() > 0.99
 

@@ -8,7 +8,7 @@ import numpy as np
 from annotated_types import Gt, Lt
 
 from wsss.refine.affinity import VOID
-from wsss.refine.crf import CrfSettings, crf_from_labels
+from wsss.refine.crf import CrfSettings, DenseCrf, label_energies
 from wsss.settings import NotNegative, Share, settings
 
 
@@ -63,16 +63,15 @@ def confident_labels(
         raise ValueError(f"{len(maps)} channels for {len(classes)} classes")
     ids = np.concatenate([[0], classes]).astype(np.uint8)
 
-    def reading(background: np.ndarray) -> np.ndarray:
-        chosen = np.concatenate([background[None], maps[extra:]]).argmax(axis=0)
-        if settings.crf is not None:
-            chosen = crf_from_labels(image, chosen, len(ids), settings.gt_prob, settings.crf)
-        return ids[chosen]
-
     if extra:
         backgrounds = maps[0], maps[0] * settings.background_factor
     else:
         thresholds = settings.foreground_threshold, settings.background_threshold
         backgrounds = tuple(np.full(maps.shape[1:], t, dtype=np.float32) for t in thresholds)  # type: ignore[assignment]
-    foreground, background = (reading(b) for b in backgrounds)
+    readings = [np.concatenate([b[None], maps[extra:]]).argmax(axis=0) for b in backgrounds]
+    if settings.crf is not None and len(classes):
+        energies = [label_energies(r, len(ids), settings.gt_prob) for r in readings]
+        marginals = DenseCrf(image, settings.crf).marginals(energies)
+        readings = [m.argmax(axis=0) for m in marginals]
+    foreground, background = (ids[reading] for reading in readings)
     return np.where(foreground > 0, foreground, np.where(background > 0, VOID, 0)).astype(np.uint8)

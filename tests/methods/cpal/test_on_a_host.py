@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from wsss.methods.cpal.module import CPAL
 
 from wsss.backbones.base import Backbone
 from wsss.errors import WsssError
 from wsss.maps.functional import classification_loss, normalize_cam
 from wsss.methods.cpal.figures import aligned_points, component_maps, draw, draw_bank_history
-from wsss.methods.cpal.module import CPAL
 
 N = 3
 OPTIMIZER = {"lr": 0.1, "head_lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "poly_power": 0.9}

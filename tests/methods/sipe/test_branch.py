@@ -110,7 +110,8 @@ def slow_gsc(network: SeedNetwork, batch: dict[str, Any]) -> float:
         g = f
         if options.features == "hierarchical":
             sides = [
-                side(x[b][None]) for side, x in zip(network.branch.sides, seen.features, strict=True)
+                side(x[b][None])
+                for side, x in zip(network.branch.sides, seen.features, strict=True)
             ]
             sides = [s / (s.norm(dim=1, keepdim=True) + 1e-5) for s in sides]
             g = torch.cat([F.interpolate(s, size, mode="bilinear") for s in sides], 1)[0]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsss.maps.functional import add_background, class_valid_mask, normalize_cam
 from wsss.maps import structure
+from wsss.maps.functional import add_background, class_valid_mask, normalize_cam
 from wsss.methods.sipe import functional as sipe
 
 
