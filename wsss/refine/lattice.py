@@ -463,6 +463,7 @@ def _filter(values, one, two, lanes):
 
 @compiled
 def _blurred(lattice, spare, near, lanes):
+    """The lattice after all directions, which lies in one of the two rooms."""
     width, half = len(lanes), np.float32(0.5)
     for direction in range(near.shape[0]):
         for number in range(near.shape[1] - 1):
