@@ -8,17 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from wsss import cli
-from wsss.build.objects import load_method
+from wsss.build.objects import load_network
+from wsss.build.settings import Settings
 from wsss.errors import WsssError
 from wsss.hosts.released import from_sipe_state_dict, read_checkpoint
 from wsss.maps.structure import hierarchical_feature
 
-CLASSES = 4
+CLASSES = ("a", "b", "c", "d")
 
 
 class Released(nn.Module):
@@ -39,7 +38,7 @@ class Released(nn.Module):
             for n, (c, d) in enumerate([(256, 128), (512, 128), (1024, 256), (2048, 256)], 1):
                 setattr(self, f"side{n}", nn.Conv2d(c, d, 1, bias=False))
                 added.append(getattr(self, f"side{n}"))
-        self.classifier = nn.Conv2d(2048, CLASSES, 1, bias=False)
+        self.classifier = nn.Conv2d(2048, len(CLASSES), 1, bias=False)
         self.backbone = nn.ModuleList([getattr(self, f"stage{n}") for n in range(5)])
         self.newly_added = nn.ModuleList([self.classifier, *added])
 
@@ -69,34 +68,32 @@ def released(sides: bool = True) -> Released:
     return network
 
 
-def settings(method: str) -> DictConfig:
-    OmegaConf.register_new_resolver("settings_path", cli.settings_path, replace=True)
-    OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        return compose("config", overrides=[f"method={method}", "backbone=resnet50"])
+def settings(method: str) -> Settings:
+    overrides = [f"method={method}", "backbone=resnet50", "backbone.weights=null"]
+    return cli.compose_for_doctor(overrides)
 
 
 def test_a_checkpoint_of_sipe_computes_what_it_did(tmp_path: Path) -> None:
     network = released()
     torch.save({"net": network.state_dict()}, tmp_path / "final.pth")
-    method = load_method(settings("sipe"), tmp_path / "final.pth", CLASSES)
+    ours = load_network(settings("sipe"), tmp_path / "final.pth", CLASSES)
     image = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
         cam, hierarchical = network(image)
-        features, activation = method(image)
-        sides = [side(x) for side, x in zip(method.sides, features, strict=True)]
-    assert activation.shape == (1, CLASSES, 6, 4)
-    torch.testing.assert_close(activation, cam, rtol=1e-4, atol=1e-5)
-    g = hierarchical_feature(sides, features[2].shape[-2:])
+        seen = ours(image, torch.ones(1, 4))
+        sides = [side(x) for side, x in zip(ours.branch.sides, seen.features, strict=True)]
+    assert seen.activation.shape == (1, 4, 6, 4)
+    torch.testing.assert_close(seen.activation, cam, rtol=1e-4, atol=1e-5)
+    g = hierarchical_feature(sides, seen.features[2].shape[-2:])
     torch.testing.assert_close(g, hierarchical, rtol=1e-4, atol=1e-5)
 
 
 def test_a_cam_network_of_irn_loads_into_the_plain_method(tmp_path: Path) -> None:
     network = released(sides=False)
     torch.save(network.state_dict(), tmp_path / "res50_cam.pth")
-    method = load_method(settings("cam"), tmp_path / "res50_cam.pth", CLASSES)
-    torch.testing.assert_close(method.classifier.weight, network.classifier.weight)
-    own = method.backbone.network.state_dict()
+    host = load_network(settings("cam"), tmp_path / "res50_cam.pth", CLASSES).host
+    torch.testing.assert_close(host.classifier.weight, network.classifier.weight)
+    own = host.backbone.network.state_dict()
     theirs = network.resnet50.state_dict()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[name], theirs[name]) for name in theirs)
@@ -130,9 +127,9 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: object, messag
 
 def test_a_checkpoint_of_another_method_or_class_count_is_refused(tmp_path: Path) -> None:
     torch.save({"net": released().state_dict()}, tmp_path / "final.pth")
-    for method, classes in (("cam", CLASSES), ("sipe", CLASSES + 1)):
-        with pytest.raises(WsssError, match=f"not a checkpoint of method={method}"):
-            load_method(settings(method), tmp_path / "final.pth", classes)
+    for method, classes in (("cam", CLASSES), ("sipe", (*CLASSES, "e"))):
+        with pytest.raises(WsssError, match=f"not a checkpoint of host=cam method={method}"):
+            load_network(settings(method), tmp_path / "final.pth", classes)
 
 
 def test_nothing_that_a_file_pickles_is_run(tmp_path: Path) -> None:

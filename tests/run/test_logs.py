@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsss.run.logs import finish_wandb, join_metrics, read_metrics, wandb_logger, write_metrics
+import pytest
+
+from wsss.run.logs import (
+    METRICS,
+    finish_wandb,
+    join_metrics,
+    keep_metrics,
+    read_metrics,
+    wandb_logger,
+    write_metrics,
+)
 
 
-def test_the_rows_of_an_interrupted_training_stand_before_the_resumed_ones(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    assert read_metrics(path) == []
-    earlier = [{"step": str(step), "train/loss": str(9 - step), "lr": ""} for step in range(5)]
-    write_metrics(path, [{"step": step, "train/loss": 0.5, "bank": 1} for step in (3, 4)])
-    join_metrics(earlier, path, resumed_at=3)
-    rows = read_metrics(path)
-    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
-    assert [row["train/loss"] for row in rows] == ["9", "8", "7", "0.5", "0.5"]
-    assert rows[0]["bank"] == "" and rows[3]["bank"] == "1"
+@pytest.mark.parametrize("kills", [1, 2, 4])
+def test_a_training_killed_any_number_of_times_has_every_row_once(
+    tmp_path: Path, kills: int
+) -> None:
+    """Each start logs steps from its checkpoint on, and some beyond the next checkpoint."""
+    path = tmp_path / METRICS
+    for start in range(kills + 1):
+        at = 3 * start
+        if start:
+            keep_metrics(tmp_path, at)
+            keep_metrics(tmp_path, at)  # killed between keeping and its first row
+        rows = [{"step": n, "loss": f"{start}.{n}"} for n in range(at, at + 5)]
+        write_metrics(path, rows)
+    found = join_metrics(tmp_path)
+    assert [int(row["step"]) for row in found] == list(range(3 * kills + 5))
+    assert [row["loss"] for row in found[:6]] == ["0.0", "0.1", "0.2", "1.3", "1.4", "1.5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [METRICS]
+    assert read_metrics(path) == found
 
 
 def test_a_resumed_stage_goes_on_in_its_run_and_a_failed_one_ends_as_such(

@@ -100,25 +100,20 @@ def photographs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_the_queue_refines_every_photograph_whatever_the_processes(
     tmp_path: Path, workers: int
 ) -> None:
-    queue = CrfQueue(SETTINGS, workers)
     items = photographs(7)
-    for n, (picture, probabilities) in enumerate(items):
-        queue.add(tmp_path / f"{n}.png", picture, probabilities)
-        assert len(queue.pending) <= 2 * workers
-    queue.finish()
-    queue.close()
+    with CrfQueue(SETTINGS, workers) as queue:
+        for n, (picture, probabilities) in enumerate(items):
+            queue.add(tmp_path / f"{n}.png", picture, probabilities)
+            assert len(queue.pending) <= 2 * workers
     for n, (picture, probabilities) in enumerate(items):
         expected = crf_from_probabilities(picture, probabilities, SETTINGS).argmax(0)
         np.testing.assert_array_equal(read_mask(tmp_path / f"{n}.png", 2), expected)
 
 
 def test_what_a_process_ends_with_is_told(tmp_path: Path) -> None:
-    queue = CrfQueue(SETTINGS, 2)
     picture, probabilities = photographs(1)[0]
-    queue.add(tmp_path / "0.png", picture, np.full_like(probabilities, np.nan))
-    with pytest.raises(WsssError, match="no numbers"):
-        queue.finish()
-    queue.close()
+    with pytest.raises(WsssError, match="no numbers"), CrfQueue(SETTINGS, 2) as queue:
+        queue.add(tmp_path / "0.png", picture, np.full_like(probabilities, np.nan))
 
 
 def test_coarse_probabilities_are_enlarged_for_the_crf() -> None:

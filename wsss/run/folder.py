@@ -57,7 +57,7 @@ class StageFolder:
     inputs: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     resumed: bool = False
-    _lock: TextIO | None = None
+    lock: TextIO | None = None
 
     @property
     def hash(self) -> str:
@@ -173,13 +173,13 @@ class StageFolder:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        self._lock = file
+        self.lock = file
 
     def _release(self) -> None:
-        if self._lock is not None:
+        if self.lock is not None:
             (self.path / LOCK).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+            self.lock.close()
+            self.lock = None
 
     def close(self, **facts: Any) -> None:
         """Write the manifest: settings, hash, inputs, versions, revision, and the given facts."""
@@ -258,7 +258,7 @@ def check_classes(what: str, had: Sequence[str] | None, now: Sequence[str]) -> N
     if had is None or list(had) == list(now):
         return
     pairs = [(a, b) for a, b in zip_longest(had, now, fillvalue="nothing") if a != b]
-    order = "in another order" if sorted(had) == sorted(now) else "other classes"
+    order = "the classes in another order" if sorted(had) == sorted(now) else "other classes"
     raise WsssError(
         f"{what}: made for {order} than the data set has now ({len(had)} against {len(now)}; where "
         f"it had '{pairs[0][0]}' there is '{pairs[0][1]}'); put the class list back, or give "

@@ -109,13 +109,13 @@ def test_structure_iou_equals_the_loop_over_pairs_of_pixels(case: Case) -> None:
 
 
 def test_structure_map_is_symmetric_with_ones_on_the_diagonal(case: Case) -> None:
-    structure = structure.structure_map(case.structure)
-    torch.testing.assert_close(structure, structure.transpose(1, 2))
-    diagonal = structure.diagonal(dim1=1, dim2=2)
+    relation = structure.structure_map(case.structure)
+    torch.testing.assert_close(relation, relation.transpose(1, 2))
+    diagonal = relation.diagonal(dim1=1, dim2=2)
     expected = torch.ones_like(diagonal)
     expected[0, 2 * 7 + 3] = 0  # the dead pixel correlates with nothing, itself included
     torch.testing.assert_close(diagonal, expected, atol=1e-4, rtol=0)
-    assert structure.min() >= 0
+    assert relation.min() >= 0
 
 
 def test_structure_iou_of_two_flat_regions_is_exact() -> None:
