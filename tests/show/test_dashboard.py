@@ -1,17 +1,25 @@
-"""Figures of a stage, and what W&B is given: read back from the files that it writes offline."""
+"""Figures of a stage, and what dashboards are given: read back from the files that they write."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wsss.evaluation.confusion import scores
-from wsss.run.logs import csv_logger, finish_wandb, read_metrics, wandb_logger
-from wsss.show.dashboard import beside, hyperparameters, show_facts, show_pictures, show_scores
+from wsss.run.logs import (
+    csv_logger,
+    finish_wandb,
+    read_metrics,
+    tensorboard_logger,
+    wandb_logger,
+)
+from wsss.show.dashboard import ROW_HEIGHT, show_facts, show_pictures, show_scores
+from wsss.show.layout import Cell, Shown, compose
 
 CLASSES = ("cat", "dog")
 MATRIX = np.array([[50, 3, 0], [10, 20, 7], [0, 0, 0]])
@@ -26,22 +34,10 @@ def scored(matrix: np.ndarray, curve: bool) -> dict:
     return result
 
 
-def test_hyperparameters_are_all_settings_by_dotted_key_and_the_revision() -> None:
-    cfg = OmegaConf.create(
-        {"seed": 3, "method": {"bank": {"size": 5}, "seed": "${seed}"}, "scales": [1.0, 0.5]}
-    )
-    found = hyperparameters(cfg)
-    assert found.pop("revision")
-    assert found == {"seed": 3, "method.bank.size": 5, "method.seed": 3, "scales": [1.0, 0.5]}
-
-
-def test_pictures_side_by_side_keep_every_pixel() -> None:
-    wide = np.full((4, 6, 3), 10, dtype=np.uint8)
-    high = np.full((7, 2, 3), 20, dtype=np.uint8)
-    both = beside([wide, high])
-    assert both.shape[0] == 7
-    assert (both[:4, :6] == 10).all() and (both[:, -2:] == 20).all()
-    assert (both[4:, :6] == 255).all() and (both[:, 6:-2] == 255).all()
+def picture_row(gray: int) -> list[Cell]:
+    """A photograph and a picture that shows two classes."""
+    picture = np.full((5, 8, 3), gray, dtype=np.uint8)
+    return [picture, [Shown(picture, (0, 1, 2))]]
 
 
 def test_scores_without_wandb_are_files_and_csv(tmp_path: Path) -> None:
@@ -71,8 +67,8 @@ def test_wandb_holds_scores_tables_charts_and_pictures(tmp_path: Path, read_wand
     rows = {"cam": scored(MATRIX, True), "is_cam": scored(OTHER, True)}
     files = show_scores(loggers, stage, rows, "is_cam")
     assert (stage / "threshold_curve.png") in files
-    picture = np.full((5, 8, 3), 77, dtype=np.uint8)
-    show_pictures(loggers, [[picture, picture]], ["photograph", "truth"], ["a: cat, dog"])
+    shown_row, headings = picture_row(77), ["photograph", "truth"]
+    show_pictures(loggers, [shown_row], headings, ["a"], CLASSES)
     finish_wandb(0)
     (found,) = read_wandb(stage)
     assert found.exit_code == 0
@@ -99,6 +95,43 @@ def test_wandb_holds_scores_tables_charts_and_pictures(tmp_path: Path, read_wand
     (pictures,) = found.logged("pictures")
     assert pictures["captions"] == ["a: cat, dog\nphotograph | truth"]
     (file,) = pictures["filenames"]
-    assert np.array_equal(
-        np.asarray(Image.open(found.folder / "files" / file))[..., :3], beside([picture, picture])
-    )
+    shown = np.asarray(Image.open(found.folder / "files" / file))[..., :3]
+    assert np.array_equal(shown, compose([shown_row], headings, ["a"], CLASSES, ROW_HEIGHT))
+
+
+def test_tensorboard_holds_the_same_pictures_and_the_charts(tmp_path: Path) -> None:
+    loggers = [tensorboard_logger(tmp_path, "my_run", "eval_cam")]
+    files = show_scores(loggers, tmp_path, {"cam": scored(MATRIX, True)}, "cam")
+    rows, headings = [picture_row(77), picture_row(150)], ["photograph", "truth"]
+    show_pictures(loggers, rows, headings, ["a", "b"], CLASSES, step=7)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+
+    def picture(tag: str, step: int) -> np.ndarray:
+        (event,) = events.Images(tag)
+        assert event.step == step
+        return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+
+    assert set(events.Tags()["images"]) == {
+        "per_class",
+        "confusion",
+        "threshold_curve",
+        "pictures/a",
+        "pictures/b",
+    }
+    for path in files:
+        assert np.array_equal(picture(path.stem, 0), np.asarray(Image.open(path).convert("RGB")))
+    for row, name in zip(rows, "ab", strict=True):
+        expected = compose([row], headings, [name], CLASSES, ROW_HEIGHT)
+        assert np.array_equal(picture(f"pictures/{name}", 7), expected)
+
+
+def test_pictures_of_a_training_stand_at_its_step(tmp_path: Path, read_wandb) -> None:
+    show_pictures([csv_logger(tmp_path, "r", "train")], [picture_row(1)], ["a", "b"], ["n"])
+    assert not list(tmp_path.rglob("*.png"))
+    loggers = [wandb_logger(tmp_path, "r", "train", offline=True)]
+    show_pictures(loggers, [picture_row(1)], ["a", "b"], ["n"], step=5)
+    finish_wandb(0)
+    (found,) = read_wandb(tmp_path)
+    assert found.logged("trainer/global_step") == [5]
+    assert found.logged("pictures")[0]["captions"] == ["n\na | b"]

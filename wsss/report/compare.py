@@ -10,8 +10,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from wsss.evaluation.paired import (
     Interval,
@@ -23,9 +21,10 @@ from wsss.evaluation.paired import (
     verdict,
 )
 from wsss.evaluation.per_image import Confusions
-from wsss.files import atomic
 from wsss.report.gather import Setting, Stage, is_number
 from wsss.report.table import NONE, Table
+from wsss.show.figure import figure
+from wsss.show.fonts import readable
 
 ALL_PAIRS = 8  # settings; of more each is compared with the first
 OVER = ("95 % over seeds", "95 % over images")
@@ -312,35 +311,32 @@ def draw_differences(found: Sequence[Pair], path: Path) -> Path:
     Returns:
         `path`.
     """
-    figure = Figure(figsize=(7, 1.2 + 0.6 * len(found)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.axvline(0, color="0.6", lw=0.8)
-    for shift, color, what in ((-0.12, "C0", "seeds"), (0.12, "C1", "images")):
-        labelled = False
-        for place, pair in enumerate(found):
-            interval = pair.whole.seeds if what == "seeds" else pair.whole.images
-            if interval is None or math.isnan(interval.low):
-                continue
-            label = None if labelled else f"95 % over {what}"
-            bounds, line = [interval.low, interval.high], [place + shift] * 2
-            axis.plot(bounds, line, "|-", color=color, label=label)
-            labelled = True
-    for place, pair in enumerate(found):
-        gaps = pair.whole.differences
-        axis.plot(gaps, [place] * len(gaps), ".", color="0.5", ms=4)
-        axis.plot([float(np.mean(gaps))], [place], "ko", ms=5)
     titles = [
         "\n".join(
-            textwrap.shorten(line, 40, placeholder="…")
+            textwrap.shorten(readable(line), 40, placeholder="…")
             for line in (pair.second, f"against {pair.first}", pair.what)
         )
         for pair in found
     ]
-    axis.set_yticks(range(len(found)), titles, fontsize="small", parse_math=False)
-    axis.set(xlabel="difference of mIoU (percent points)", ylim=(len(found) - 0.4, -0.6))
-    if axis.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=2)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    with figure(path, 7, 1.2 + 0.6 * len(found)) as made:
+        axis = made.subplots()
+        axis.axvline(0, color="0.6", lw=0.8)
+        for shift, color, what in ((-0.12, "C0", "seeds"), (0.12, "C1", "images")):
+            labelled = False
+            for place, pair in enumerate(found):
+                interval = pair.whole.seeds if what == "seeds" else pair.whole.images
+                if interval is None or math.isnan(interval.low):
+                    continue
+                label = None if labelled else f"95 % over {what}"
+                bounds, line = [interval.low, interval.high], [place + shift] * 2
+                axis.plot(bounds, line, "|-", color=color, label=label)
+                labelled = True
+        for place, pair in enumerate(found):
+            gaps = pair.whole.differences
+            axis.plot(gaps, [place] * len(gaps), ".", color="0.5", ms=4)
+            axis.plot([float(np.mean(gaps))], [place], "ko", ms=5)
+        axis.set_yticks(range(len(found)), titles, fontsize="small")
+        axis.set(xlabel="difference of mIoU (percent points)", ylim=(len(found) - 0.4, -0.6))
+        if axis.get_legend_handles_labels()[0]:
+            made.legend(loc="outside upper center", ncols=2)
     return path

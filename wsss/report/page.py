@@ -28,8 +28,8 @@ from wsss.show.charts import (
     draw_training,
 )
 
-CHART_WIDTH = 1000  # pixels, at most
-SHEET_WIDTH = 1400
+CHART_WIDTH = 1000  # pixels; wider charts (confusions of many classes) have a line to themselves
+WIDEST = 1400  # pixels, at most
 MOST_COMPARED = 8  # settings in one figure
 SCORED = ("eval_cam", "crf", "irn_masks", "seg_eval")
 OTHER_FIGURES = ("bank_history.png",)
@@ -50,26 +50,30 @@ class Picture:
     height: int
     caption: str
 
+    @property
+    def wide(self) -> bool:
+        """Whether it has a line of the page to itself."""
+        return self.width > CHART_WIDTH
 
-def embed(path: Path, caption: str, width: int, photographic: bool) -> Picture:
-    """A picture file as part of the page.
+
+def embed(path: Path, caption: str, photographic: bool = False) -> Picture:
+    """A picture file as part of the page, at most `WIDEST` pixels wide.
 
     Args:
         path: any format that Pillow reads.
         caption: what it shows.
-        width: larger pictures are brought to this width, pixels.
         photographic: stored as JPEG instead of PNG.
     """
     with Image.open(path) as file:
         picture = file.convert("RGB")
-    if picture.width > width:
-        height = max(1, round(picture.height * width / picture.width))
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    if picture.width > WIDEST:
+        height = max(1, round(picture.height * WIDEST / picture.width))
+        picture = picture.resize((WIDEST, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     if photographic:
         picture.save(buffer, "JPEG", quality=82)
     else:
-        picture.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     kind = "jpeg" if photographic else "png"
     data = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/{kind};base64,{data}", picture.width, picture.height, caption)
@@ -102,7 +106,7 @@ def charts_of(stage: Stage) -> list[Picture]:
             for name in OTHER_FIGURES
             if (stage.folder / name).is_file()
         ]
-        return [embed(p, f"{stage.name}: {what}", CHART_WIDTH, False) for p, what in made]
+        return [embed(p, f"{stage.name}: {what}") for p, what in made]
 
 
 def differences(tables: Sequence[Table]) -> list[Picture]:
@@ -112,7 +116,7 @@ def differences(tables: Sequence[Table]) -> list[Picture]:
         for number, table in enumerate(tables):
             if isinstance(table, Compared):
                 path = draw_differences(table.pairs, Path(temporary) / f"{number}.png")
-                made.append(embed(path, table.title, CHART_WIDTH, False))
+                made.append(embed(path, table.title))
     return made
 
 
@@ -149,7 +153,7 @@ def _comparison(settings: Sequence[Setting]) -> list[Picture]:
             path = draw_threshold_curves(seeds, folder / "curve.png")
             what = "mIoU of the seeds by background threshold"
             made.append((path, what + (f"{several}, one threshold for all" if several else "")))
-        return [embed(path, what, CHART_WIDTH, False) for path, what in made]
+        return [embed(path, what) for path, what in made]
 
 
 def chain_of(setting: Setting) -> dict[str, list[float]]:
@@ -228,7 +232,7 @@ def _entry(setting: Setting) -> dict[str, Any]:
         sheet = stage.folder / "contact_sheet.png"
         shown_later = stage.name == "make_cam" and first.stage("eval_cam") is not None
         if sheet.is_file() and not shown_later:  # eval_cam's has the same maps and more
-            sheets.append(embed(sheet, f"{stage.name}: pictures", SHEET_WIDTH, True))
+            sheets.append(embed(sheet, f"{stage.name}: pictures", photographic=True))
     newest = next((s.manifest for s in reversed(first.stages) if s.manifest), None) or {}
     versions = [(f"version of {k}", v) for k, v in newest.get("versions", {}).items()]
     return {

@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from wsss.files import atomic
+from wsss.show.colors import ABSENT, HEAT
+from wsss.show.figure import figure
+from wsss.show.fonts import class_names, readable
 
-NAMED_CELLS = 30  # confusion matrices up to this many labels have their names on both axes
+WRITTEN_CELLS = 12  # confusion matrices up to this many labels have their shares written into them
 ERROR_BARS = {"lw": 0.8, "capsize": 1.5, "ecolor": "0.3"}
 LONG_LABEL = 32  # characters; longer ones stand in a legend one below the other
+NO_BAR = "does not occur"
+AT_THE_EDGE = "the edge of the range; a wider one may hold a better threshold"
 
 
 def series(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, tuple[list, list]]:
@@ -56,16 +60,29 @@ def draw_training(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]
         lines = series(rows, prefix)
         if not lines:
             continue
-        figure = _figure(7, 3.6)
-        axis = figure.subplots()
-        for column, (steps, values) in sorted(lines.items()):
-            # A short training has few points, which a line alone may not show.
-            axis.plot(steps, values, "." * (len(steps) < 20) + "-", label=column)
-        axis.set_yscale("log" if all(min(v) > 0 for _, v in lines.values()) else "linear")
-        axis.set(xlabel="step", title=title)
-        axis.legend()
-        files.append(_save(figure, folder / name))
+        files.append(folder / name)
+        with figure(files[-1], 7, 3.6) as made:
+            axis = made.subplots()
+            nested(axis, {column: lines[column] for column in sorted(lines)})
+            low = min(min(values) for _, values in lines.values())
+            high = max(max(values) for _, values in lines.values())
+            if 0 < low < high / 5:
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.yaxis.set_minor_locator(NullLocator())
+            axis.set(xlabel="step", title=title)
+            axis.legend()
     return files
+
+
+def nested(axis: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draw lines so that each is seen where they lie on each other: the first is the widest."""
+    widths = np.linspace(1.4 + min(2.4 * (len(lines) - 1), 8.0), 1.4, len(lines)).tolist()
+    for width, (label, (x, y)) in zip(widths, lines.items(), strict=True):
+        # A short line has few points, which it alone may not show.
+        marker = "." if len(x) < 20 else ""
+        axis.plot(x, y, marker=marker, lw=width, ms=width + 4, alpha=0.85, label=label)
 
 
 def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
@@ -73,58 +90,93 @@ def draw_threshold_curves(rows: Mapping[str, Mapping[str, Any]], path: Path) -> 
 
     Args:
         rows: for each row its `curve`: `threshold`, `miou` and, where it is a mean over seeds,
-            `miou_spread`, which is drawn as a band. The best point is marked and told.
+            `miou_spread`, which is drawn as a band. The best point is marked and told, and it is
+            remarked if it lies at the edge of the range that was tried.
         path: PNG to write.
 
     Returns:
         `path`.
     """
-    figure = _figure(7, 4)
-    axis = figure.subplots()
-    for kind, scores in rows.items():
-        at, miou = (np.asarray(scores["curve"][key]) for key in ("threshold", "miou"))
-        best = int(miou.argmax())
-        label = f"{kind}: {miou[best]:.2f} at {at[best]:.2f}"
-        (line,) = axis.plot(at, miou, label=label)
-        axis.plot(at[[best]], miou[[best]], "o", color=line.get_color())
-        spread = np.asarray(scores["curve"].get("miou_spread", [0.0]))
-        if spread.any():
-            color = line.get_color()
-            axis.fill_between(at, miou - spread, miou + spread, color=color, alpha=0.2, lw=0)
-    axis.set(xlabel="background threshold (chosen on these masks)", ylabel="mIoU (%)")
-    axis.legend()
-    return _save(figure, path)
+    named = {readable(row): scores["curve"] for row, scores in rows.items()}
+    with figure(path, 7, 4) as made:
+        axis = made.subplots()
+        edge = []
+        for row, curve in named.items():
+            at, miou = (np.asarray(curve[key], dtype=np.float64) for key in ("threshold", "miou"))
+            if np.isnan(miou).all():
+                axis.plot([], [], label=f"{row}: no mIoU")
+                continue
+            best = int(np.nanargmax(miou))
+            label = f"{row}: {miou[best]:.2f} at {at[best]:.2f}"
+            (line,) = axis.plot(at, miou, label=label)
+            axis.plot(at[[best]], miou[[best]], "o", color=line.get_color())
+            spread = np.asarray(curve.get("miou_spread", [0.0]))
+            if spread.any():
+                color = line.get_color()
+                axis.fill_between(at, miou - spread, miou + spread, color=color, alpha=0.2, lw=0)
+            if at_the_edge(at, best):
+                edge.append(row)
+        axis.set(xlabel="background threshold (chosen on these masks)", ylabel="mIoU (%)")
+        if edge:
+            axis.set_title(f"{', '.join(edge)}: best at {AT_THE_EDGE}", fontsize="small", wrap=True)
+        axis.legend()
+    return path
+
+
+def at_the_edge(thresholds: Sequence[float] | np.ndarray, best: int) -> bool:
+    """Whether a better threshold may lie beyond those tried (one alone was no search).
+
+    Args:
+        thresholds: ascending, in [0, 1).
+        best: place of the best one.
+    """
+    last = len(thresholds) - 1
+    return last > 0 and (best == last or (best == 0 and thresholds[0] > 0))
 
 
 def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     """Write every class's IoU (%), one bar for each row of scores.
 
     Args:
-        rows: for each row its scores: `iou` by class name (None where a class does not occur),
-            `miou` and, where they are means over seeds, `iou_spread`, drawn as error bars. The
-            background stands first.
+        rows: for each row its scores: `iou` by class name (None where a class does not occur,
+            which is said in place of the bar), `miou` and, where they are means over seeds,
+            `iou_spread`, drawn as error bars. The background stands first, and classes are in the
+            order of their ids.
         path: PNG to write.
 
     Returns:
         `path`.
     """
     names = sorted(next(iter(rows.values()))["iou"], key=lambda name: name != "background")
-    labels = [f"{row}: mean {scores['miou']:.2f}" for row, scores in rows.items()]
+    shown = [*names[:1], *class_names(names[1:])] if names[0] == "background" else names
+    labels = [readable(f"{row}: mean {scores['miou']:.2f}") for row, scores in rows.items()]
     columns = 1 if max(len(label) for label in labels) > LONG_LABEL else min(len(rows), 2)
     lines = -(-len(rows) // columns)
-    figure = _figure(7, 1.0 + 0.2 * lines + 0.1 * len(names) * (len(rows) + 1))
-    axis = figure.subplots()
+    bars = len(names) * (len(rows) + 1)
     height = 0.8 / len(rows)
-    for number, scores in enumerate(rows.values()):
-        places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
-        values = [scores["iou"][name] or 0.0 for name in names]
-        spread = [scores.get("iou_spread", {}).get(name, 0.0) for name in names]
-        errors = spread if any(spread) else None
-        axis.barh(places, values, height, label=labels[number], xerr=errors, error_kw=ERROR_BARS)
-    axis.set_yticks(range(len(names)), names, fontsize="small")
-    axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
-    figure.legend(loc="outside upper center", ncols=columns)
-    return _save(figure, path)
+    with figure(path, 7, 1.0 + 0.2 * lines + 0.1 * bars) as made:
+        axis = made.subplots()
+        for number, scores in enumerate(rows.values()):
+            places = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * height
+            values = [scores["iou"][name] for name in names]
+            spread = [scores.get("iou_spread", {}).get(name) or 0.0 for name in names]
+            errors = np.array(spread) if any(spread) else None
+            there = np.array([value is not None for value in values])
+            axis.barh(
+                places[there],
+                [value for value in values if value is not None],
+                height,
+                label=labels[number],
+                color=f"C{number}",
+                xerr=None if errors is None else errors[there],
+                error_kw=ERROR_BARS,
+            )
+            for place in places[~there]:
+                axis.text(0.5, place, NO_BAR, va="center", fontsize=6, color=f"C{number}")
+        axis.set_yticks(range(len(names)), shown, fontsize="small")
+        axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
+        made.legend(loc="outside upper center", ncols=columns)
+    return path
 
 
 def draw_steps(rows: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
@@ -139,55 +191,58 @@ def draw_steps(rows: Mapping[str, Mapping[str, Sequence[float]]], path: Path) ->
         `path`.
     """
     names = list(dict.fromkeys(name for steps in rows.values() for name in steps))
-    figure = _figure(7, 4)
-    axis = figure.subplots()
-    for number, (setting, steps) in enumerate(rows.items()):
-        shift = 0.08 * (number - (len(rows) - 1) / 2)  # points of several settings side by side
-        places = [names.index(name) + shift for name in steps]
-        means = [float(np.mean(values)) for values in steps.values()]
-        (line,) = axis.plot(places, means, "_-", ms=12, mew=2, lw=1, label=setting)
-        for place, values in zip(places, steps.values(), strict=True):
-            axis.plot([place] * len(values), values, ".", color=line.get_color(), alpha=0.6)
-    axis.set_xticks(range(len(names)), names)
-    axis.set(ylabel="mIoU (%)", xlim=(-0.5, len(names) - 0.5))
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend()
-    return _save(figure, path)
+    settings = {readable(setting): steps for setting, steps in rows.items()}
+    with figure(path, 7, 4) as made:
+        axis = made.subplots()
+        for number, (setting, steps) in enumerate(settings.items()):
+            shift = 0.08 * (number - (len(rows) - 1) / 2)  # points of several settings apart
+            places = [names.index(name) + shift for name in steps]
+            means = [float(np.mean(values)) for values in steps.values()]
+            (line,) = axis.plot(places, means, "_-", ms=12, mew=2, lw=1, label=setting)
+            for place, values in zip(places, steps.values(), strict=True):
+                axis.plot([place] * len(values), values, ".", color=line.get_color(), alpha=0.6)
+        axis.set_xticks(range(len(names)), names)
+        axis.set(ylabel="mIoU (%)", xlim=(-0.5, len(names) - 0.5))
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend()
+    return path
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, title: str) -> Path:
     """Write a confusion matrix, each row as shares (%) of that true label's pixels.
 
+    A label without true pixels has no shares: its row is gray.
+
     Args:
         matrix: int64 (L, L), rows true, columns predicted.
-        names: the L labels, background included.
+        names: the L labels, background first.
         path: PNG to write.
         title: what was scored.
 
     Returns:
         `path`.
     """
-    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.28 * min(len(names), NAMED_CELLS)
-    figure = _figure(side + 0.8, side)
-    axis: Axes = figure.subplots()
-    picture = axis.imshow(shares, vmin=0, vmax=100, cmap="viridis")
-    if len(names) <= NAMED_CELLS:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
-        axis.set_yticks(range(len(names)), names, fontsize="small")
-    axis.set(xlabel="predicted", ylabel="true", title=title)
-    figure.colorbar(picture, label="% of the true pixels", shrink=0.8)
-    return _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot's global state; size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    total = matrix.sum(axis=1, keepdims=True)
+    empty = np.repeat(total == 0, len(matrix), axis=1)
+    shares = np.ma.masked_where(empty, 100 * matrix / np.maximum(total, 1))
+    shown = [readable(names[0]), *class_names(names[1:])]
+    cell = 0.55 if len(names) <= WRITTEN_CELLS else 0.26 if len(names) <= 40 else 0.15
+    side = max(2.2, cell * len(names))
+    margin = 0.5 + 0.08 * max(map(len, shown))
+    size = "small" if len(names) <= 40 else 7
+    colors = matplotlib.colormaps[HEAT].with_extremes(bad=ABSENT)
+    with figure(path, side + margin + 1.2, side + margin + 0.4) as made:
+        axis: Axes = made.subplots()
+        picture = axis.imshow(shares, vmin=0, vmax=100, cmap=colors)
+        axis.set_xticks(range(len(names)), shown, rotation=90, fontsize=size)
+        axis.set_yticks(range(len(names)), shown, fontsize=size)
+        if len(names) <= WRITTEN_CELLS:
+            for (true, predicted), share in np.ndenumerate(shares.filled(np.nan)):
+                text = "–" if np.isnan(share) else f"{share:.0f}" if share >= 10 else f"{share:.1f}"
+                ink = "black" if np.isnan(share) or 20 < share < 85 else "white"
+                style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
+                axis.text(predicted, true, text, color=ink, **style)
+        axis.set(xlabel="predicted", ylabel="true")
+        axis.set_title(readable(title), loc="left")
+        made.colorbar(picture, label="% of the true pixels", shrink=0.8)
     return path

@@ -1,4 +1,4 @@
-"""What a stage shows: figures in its folder whatever the logger, and the same on W&B."""
+"""What a stage shows: figures in its folder whatever the logger, and the same on dashboards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.loggers import Logger, WandbLogger
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from wsss.show.charts import draw_class_bars, draw_confusion, draw_threshold_curves
-from wsss.show.overlays import GAP
+from wsss.show.layout import Cell, compose, entries_of
+
+ROW_HEIGHT = 240  # pixels of a picture in the rows that dashboards show
 
 # What is logged of a row of scores, where the row has it; percent, thresholds apart.
 SCALARS = (
@@ -29,6 +32,11 @@ def wandb_runs(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
 
 
+def tensorboards(loggers: Sequence[Logger]) -> list[Any]:
+    """The writers of TensorBoard's files among the loggers."""
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
+
 def show_scores(
     loggers: Sequence[Logger], folder: Path, rows: Mapping[str, Mapping[str, Any]], main: str
 ) -> list[Path]:
@@ -36,8 +44,8 @@ def show_scores(
 
     PNG files: `per_class.png`, `confusion.png` (of the main row) and, where rows have a curve,
     `threshold_curve.png`. Scalars for every logger: `eval/<row>_<score>`, and `eval/miou` of the
-    main row. W&B also gets the tables `per_class`, `confusion` (as a chart) and `threshold_curve`
-    (as a chart).
+    main row. TensorBoard also gets the figures, W&B the tables `per_class`, `confusion` (as a
+    chart) and `threshold_curve` (as a chart).
 
     Args:
         loggers: the stage's loggers.
@@ -67,6 +75,11 @@ def show_scores(
     for logger in loggers:
         logger.log_metrics({**values, "eval/miou": rows[main]["miou"]})
         logger.save()
+    for board in tensorboards(loggers):
+        for path in files:
+            with Image.open(path) as file:
+                board.add_image(path.stem, np.asarray(file.convert("RGB")), dataformats="HWC")
+        board.flush()
     for run in wandb_runs(loggers):
         run.log({**_tables(rows, names, matrix), **_curve_chart(curves)})
     return files
@@ -88,39 +101,50 @@ def show_facts(loggers: Sequence[Logger], stage: str, facts: Mapping[str, float 
 
 def show_pictures(
     loggers: Sequence[Logger],
-    rows: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[Sequence[Cell]],
     headings: Sequence[str],
     captions: Sequence[str],
+    classes: Sequence[str] = (),
+    step: int | None = None,
 ) -> None:
-    """Put the rows of a contact sheet on W&B, under the key `pictures`; no other logger has them.
+    """Put the rows of a contact sheet on W&B, under the key `pictures`, and on TensorBoard.
+
+    Each row is one picture, with headings, caption and legend in it, as in the sheet.
 
     Args:
-        loggers: the stage's loggers.
-        rows: for each image its pictures (H, W, 3) uint8, shown side by side.
+        loggers: the stage's loggers; others than those two show no pictures.
+        rows: for each image its pictures, shown side by side.
         headings: what the pictures of a row are.
-        captions: one for each row: the image's name and class labels.
+        captions: one for each row, none twice: the image's name.
+        classes: foreground class names, for legends; without them no legends.
+        step: of the training that they were made in, if in one.
     """
-    for run in wandb_runs(loggers):
-        from wandb import Image
+    runs, boards = wandb_runs(loggers), tensorboards(loggers)
+    if not runs and not boards:
+        return
+    pictures = [
+        compose([row], headings, [caption], classes, ROW_HEIGHT)
+        for row, caption in zip(rows, captions, strict=True)
+    ]
+    for board in boards:
+        for picture, caption in zip(pictures, captions, strict=True):
+            board.add_image(f"pictures/{caption}", picture, step, dataformats="HWC")
+        board.flush()
+    for run in runs:
+        from wandb import Image as Shown
 
         shown = " | ".join(headings)
         images = [
-            Image(beside(row), caption=f"{caption}\n{shown}")
-            for row, caption in zip(rows, captions, strict=True)
+            Shown(picture, caption=f"{_told(row, caption, classes)}\n{shown}")
+            for picture, row, caption in zip(pictures, rows, captions, strict=True)
         ]
-        run.log({"pictures": images})
+        run.log({"pictures": images} | ({} if step is None else {"trainer/global_step": step}))
 
 
-def beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 from left to right in one, white between and below them."""
-    height = max(picture.shape[0] for picture in pictures)
-    width = sum(picture.shape[1] for picture in pictures) + GAP * (len(pictures) - 1)
-    sheet = np.full((height, width, 3), 255, dtype=np.uint8)
-    left = 0
-    for picture in pictures:
-        sheet[: picture.shape[0], left : left + picture.shape[1]] = picture
-        left += picture.shape[1] + GAP
-    return sheet
+def _told(row: Sequence[Cell], caption: str, classes: Sequence[str]) -> str:
+    """A row's caption and the names in its legend."""
+    names = [name for _, name in entries_of(row, classes)] if classes else []
+    return f"{caption}: {', '.join(names)}" if names else caption
 
 
 def _tables(

@@ -3,41 +3,91 @@
 from __future__ import annotations
 
 import copy
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple, Protocol
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from wsss.errors import WsssError
+from wsss.maps.functional import add_background, resize_maps
 from wsss.methods.cpal.bank import PrototypeBank
-from wsss.methods.cpal.branch import CPAL as CPALBranch
 from wsss.methods.cpal.functional import distribution_shift, positiveness
-
-if TYPE_CHECKING:
-    CPAL = Observation = Any
+from wsss.methods.cpal.settings import CPALSettings
+from wsss.run.logs import read_metrics
+from wsss.show.charts import nested
+from wsss.show.colors import class_color
+from wsss.show.figure import figure, heat_over
+from wsss.show.fonts import class_names
 
 PROTOTYPES_SHOWN = 4
 POINTS_PER_PAIR = 40
 POINTS_IN_ALL = 800
-COLORS = matplotlib.colormaps["tab20"]
+FEWEST_POINTS = 10
 
 
+class ObservedPicture(NamedTuple):
+    """One image at scale 1 as the branch observes it; N classes, a batch of 1."""
+
+    name: str
+    """Name of the image."""
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    label: Tensor
+    """Image label (N,), 1 for present classes."""
+    z: Tensor
+    """Projected features (1, d, h, w)."""
+    structure: Tensor
+    """f (1, C, h', w'), whose correlations anchor=seeds looks at."""
+    cam: Tensor
+    """Normalized class maps M (1, N, h'', w'') in [0, 1]."""
+
+
+class Answer(Protocol):
+    """What `PrototypeBranch.predict` answers."""
+
+    @property
+    def pacam(self) -> Tensor:
+        """(1, N+1, h, w) in [0, 1], background first."""
+        ...
+
+
+class PrototypeBranch(Protocol):
+    """What figures ask of the branch, `wsss.methods.cpal.branch.CPAL`, which imports them."""
+
+    options: CPALSettings
+    num_classes: int
+    bank: PrototypeBank
+    shift: Tensor
+
+    def anchors(
+        self, z: Tensor, structure: Tensor, cam: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Anchors (P, d) and class indices (P,) of whole images."""
+        ...
+
+    def predict(self, z: Tensor, structure: Tensor, cam: Tensor, label: Tensor) -> Answer:
+        """PACAM of whole images at test time."""
+        ...
+
+    def responses(self, z: Tensor, index: int) -> Tensor:
+        """ReLU(cos) of every context prototype of one class, (clusters in use, h, w)."""
+        ...
+
+
+@torch.no_grad()
 def draw(
-    method: CPAL,
-    samples: Sequence[Mapping[str, Any]],
+    branch: PrototypeBranch,
+    images: Sequence[ObservedPicture],
     folder: Path,
-    class_names: Sequence[str] = (),
+    classes: Sequence[str],
 ) -> list[Path]:
     """All figures that a checkpoint and some images give, one PNG each.
 
@@ -46,70 +96,52 @@ def draw(
     components (Fig. 5b). `bank.png`: fill and cluster sizes per class.
 
     Args:
-        method: The trained method; used on its device.
-        samples: Prediction samples: `images` (scale 1.0 first, (3, h, w) each), `label` (N,),
-            `name`, and `picture`, uint8 (H, W, 3).
-        folder: Where the files go; made when absent.
-        class_names: Names of the foreground classes; without them figures have class ids.
+        branch: the trained branch with its bank.
+        images: what it observes.
+        folder: where the files go; made when absent.
+        classes: foreground class names.
 
     Returns:
         The files. What nothing can be drawn of (no anchors, an empty bank) is left out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    names = list(class_names) or [str(n + 1) for n in range(method.num_classes)]
-    branch, written = method.branch, []
-    labels, seen = [], []
-    for sample in samples:
-        image = sample["images"][0].to(method.device)
-        labels.append(torch.as_tensor(sample["label"], device=method.device).float())
-        seen.append(method.observe(torch.stack([image, image.flip(-1)])))
-
-    def keep(figure: Figure | None, name: str) -> None:
-        if figure is not None:
-            path = folder / name
-            figure.savefig(path, dpi=100)
-            written.append(path)
-
-    keep(draw_features(branch, seen, labels, names), "tsne.png")
-    for sample, label, one in zip(samples, labels, seen, strict=True):
-        picture, stem = np.asarray(sample["picture"]), sample["name"]
-        keep(draw_prototypes(branch, one, label, picture, names), f"prototypes_{stem}.png")
-        keep(draw_components(branch, one, label, picture, names), f"components_{stem}.png")
-    keep(draw_bank(branch.bank, names), "bank.png")
-    return written
+    names = class_names(classes)
+    made = [draw_features(branch, images, names, folder / "tsne.png")]
+    for one in images:
+        made.append(draw_prototypes(branch, one, names, folder / f"prototypes_{one.name}.png"))
+        made.append(draw_components(branch, one, names, folder / f"components_{one.name}.png"))
+    made.append(draw_bank(branch.bank, names, folder / "bank.png"))
+    return [path for path in made if path is not None]
 
 
 def aligned_points(
-    branch: CPALBranch, seen: Sequence[Observation], labels: Sequence[Tensor]
+    branch: PrototypeBranch, images: Sequence[ObservedPicture]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of strongly activated positions before and after alignment (eq. 12).
 
     The images are the mini-batch: ξ_n carries the mean of their anchors to the bank's mean.
 
     Args:
-        branch: The branch with its bank.
-        seen: One observation per image.
-        labels: Their image labels (N,).
+        branch: the branch with its bank.
+        images: what it observes.
 
     Returns:
         z(i) (points, d), z(i) + ξ_n (points, d) and class indices (points,), on the CPU. At most
         `POINTS_PER_PAIR` positions of an image and class, drawn by a fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
-    dim, banks = branch.shift.shape[1], branch.bank.num_classes
+    banks, dim = branch.shift.shape
     points, owners = [torch.zeros(0, dim)], [torch.zeros(0, dtype=torch.long)]
     total, count = torch.zeros(banks, dim), torch.zeros(banks)
-    for one, label in zip(seen, labels, strict=True):
-        anchors, index = branch.anchors(one.z, one.cam, label[None], one.structure)
+    for one in images:
+        anchors, index = branch.anchors(one.z, one.structure, one.cam, one.label[None])
         total.index_add_(0, index.cpu(), anchors.float().cpu())
         count += torch.bincount(index.cpu(), minlength=banks)
-        maps = F.interpolate(
-            one.cam, size=one.z.shape[2:], mode="bilinear", align_corners=True
-        ).flatten(2)[0]
-        for n in label.nonzero().flatten().tolist():
-            where = (maps[n] > branch.tau).nonzero().flatten().cpu()
+        grid = (one.z.shape[2], one.z.shape[3])
+        maps = resize_maps(one.cam.float(), grid, align_corners=True).flatten(2)[0]
+        for n in one.label.nonzero().flatten().tolist():
+            where = (maps[n] > branch.options.tau).nonzero().flatten().cpu()
             where = where[torch.randperm(len(where), generator=generator)[:POINTS_PER_PAIR]]
-            points.append(one.z[0].flatten(1).T.cpu()[where])
+            points.append(one.z[0].float().flatten(1).T.cpu()[where])
             owners.append(torch.full((len(where),), n))
     before, owner = torch.cat(points), torch.cat(owners)
     few = torch.randperm(len(owner), generator=generator)[:POINTS_IN_ALL]
@@ -121,48 +153,40 @@ def aligned_points(
 
 
 def draw_features(
-    branch: CPALBranch,
-    seen: Sequence[Observation],
-    labels: Sequence[Tensor],
-    class_names: Sequence[str],
-) -> Figure | None:
+    branch: PrototypeBranch, images: Sequence[ObservedPicture], names: Sequence[str], path: Path
+) -> Path | None:
     """t-SNE of features before and after alignment (Fig. 3); None with fewer than ten points."""
-    before, after, owner = aligned_points(branch, seen, labels)
-    if len(owner) < 10:
+    before, after, owner = aligned_points(branch, images)
+    if len(owner) < FEWEST_POINTS:
         return None
-    figure = _figure(10, 4.6)
-    for axis, title, points in zip(
-        figure.subplots(1, 2), ("before alignment", "after alignment"), (before, after), strict=True
-    ):
-        # Directions, since prototypes meet features by cosine.
-        # One thread: t-SNE's many short parallel loops take fifty times longer on a busy machine.
-        with threadpool_limits(1):
-            flat = TSNE(
-                perplexity=min(30.0, (len(owner) - 1) / 3), init="random", random_state=0
-            ).fit_transform(F.normalize(points, dim=1).numpy())
-        for n in owner.unique().tolist():
-            own = flat[(owner == n).numpy()]
-            axis.scatter(own[:, 0], own[:, 1], s=6, color=COLORS(n % 20), label=class_names[n])
-        axis.set_title(title)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    handles, entries = axis.get_legend_handles_labels()
-    figure.legend(handles, entries, loc="outside right center", fontsize=7, markerscale=2)
-    return figure
+    with figure(path, 10, 4.6) as made:
+        panels = made.subplots(1, 2)
+        titles = ("before alignment", "after alignment")
+        for axis, title, points in zip(panels, titles, (before, after), strict=True):
+            # Directions, since prototypes meet features by cosine.
+            # One thread: t-SNE's many short loops take fifty times longer on a busy machine.
+            with threadpool_limits(1):
+                flat = TSNE(
+                    perplexity=min(30.0, (len(owner) - 1) / 3), init="random", random_state=0
+                ).fit_transform(F.normalize(points, dim=1).numpy())
+            for n in owner.unique().tolist():
+                own = flat[(owner == n).numpy()]
+                color = np.array(class_color(n + 1)) / 255
+                axis.scatter(own[:, 0], own[:, 1], s=6, color=color, label=names[n])
+            axis.set(title=title, xticks=[], yticks=[])
+        handles, entries = panels[-1].get_legend_handles_labels()
+        made.legend(handles, entries, loc="outside right center", fontsize=7, markerscale=2)
+    return path
 
 
 def draw_prototypes(
-    branch: CPALBranch,
-    seen: Observation,
-    label: Tensor,
-    picture: np.ndarray,
-    class_names: Sequence[str],
-) -> Figure | None:
+    branch: PrototypeBranch, one: ObservedPicture, names: Sequence[str], path: Path
+) -> Path | None:
     """Where each of the most positive context prototypes answers (Fig. 5a), a row per class.
 
     None where no present class has an anchor and context prototypes.
     """
-    anchors, index = branch.anchors(seen.z, seen.cam, label[None], seen.structure)
+    anchors, index = branch.anchors(one.z, one.structure, one.cam, one.label[None])
     rows = [
         (anchor, n)
         for anchor, n in zip(anchors, index.tolist(), strict=True)
@@ -170,94 +194,88 @@ def draw_prototypes(
     ]
     if not rows:
         return None
-    answer = branch.predict(seen.z, seen.cam, label[None], seen.structure).pacam[0]
+    options, bank = branch.options, branch.bank
+    pacam = branch.predict(one.z, one.structure, one.cam, one.label[None]).pacam[0]
     columns = 2 + PROTOTYPES_SHOWN
-    figure = _figure(2.2 * columns, 2.1 * len(rows) + 0.3)
-    for line, (anchor, n) in zip(
-        figure.subplots(len(rows), columns, squeeze=False), rows, strict=True
-    ):
-        used = branch.bank.available()[n]
-        weights = positiveness(
-            anchor[None], branch.bank.context[n, used][None], used[used][None],
-            branch.similarity, 1.0, branch.temperature,
-        )[0]  # fmt: skip
-        responses = branch.responses(seen.z[0], n)
-        _overlay(line[0], picture, None, class_names[n])
-        _overlay(line[1], picture, answer[n + 1], "PACAM")
-        best = weights.argsort(descending=True)[:PROTOTYPES_SHOWN].tolist()
-        for axis, j in zip(line[2:], best, strict=False):
-            size = int(branch.bank.cluster_sizes[n, j])
-            _overlay(axis, picture, responses[j], f"w {float(weights[j]):.2f}, {size} members")
-        for axis in line[2 + len(best) :]:
-            axis.set_axis_off()
-    return figure
+    with figure(path, 2.2 * columns, 2.1 * len(rows) + 0.3) as made:
+        axes = made.subplots(len(rows), columns, squeeze=False)
+        for line, (anchor, n) in zip(axes, rows, strict=True):
+            used = bank.available()[n]
+            prototypes, selected = bank.context[n, used][None], used[used][None]
+            weights = positiveness(
+                anchor[None], prototypes, selected, options.similarity, 1.0, options.temperature
+            )[0]
+            responses = branch.responses(one.z[0], n)
+            _show(line[0], one.picture, None, names[n])
+            _show(line[1], one.picture, pacam[n + 1], "PACAM")
+            best = weights.argsort(descending=True)[:PROTOTYPES_SHOWN].tolist()
+            for axis, j in zip(line[2:], best, strict=False):
+                size = int(bank.cluster_sizes[n, j])
+                title = f"w {float(weights[j]):.2f}, {size} members"
+                _show(axis, one.picture, responses[j], title)
+            for axis in line[2 + len(best) :]:
+                axis.set_axis_off()
+    return path
 
 
-def component_maps(
-    branch: CPALBranch, seen: Observation, label: Tensor
-) -> list[tuple[str, Tensor]]:
+def component_maps(branch: PrototypeBranch, one: ObservedPicture) -> list[tuple[str, Tensor]]:
     """Maps (N+1, h, w) of one checkpoint with the components added one by one (Table 1, Fig. 5b).
 
     L_self acts in training only: its effect is the difference between two checkpoints' figures.
     """
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("context prototypes", {"neighbours": None, "positiveness": False, "align": "off"}),
-        ("+ prototype-aware", {"align": "off"}),
-        ("+ alignment", {"align": "batch"}),
+    own = branch.options
+    unaligned, aligned = (replace(own.test, alignment=kind) for kind in ("off", "batch"))
+    steps = [
+        ("context prototypes", replace(own, neighbours="all", positiveness=False, test=unaligned)),
+        ("+ prototype-aware", replace(own, test=unaligned)),
+        ("+ alignment", replace(own, test=aligned)),
     ]
-    cam = seen.cam[0] * label[:, None, None]
-    maps = [("CAM", torch.cat([1 - cam.amax(0, keepdim=True), cam]))]
+    cam = one.cam * one.label[None, :, None, None]
+    maps = [("CAM", add_background(cam)[0])]
     for title, options in steps:
         variant = copy.copy(branch)  # shares weights and bank; only the options differ
-        variant.test_alignment = options["align"]
-        variant.neighbours = options.get("neighbours", branch.neighbours)
-        variant.positiveness = options.get("positiveness", branch.positiveness)
-        answer = variant.predict(seen.z, seen.cam, label[None], seen.structure)
+        variant.options = options
+        answer = variant.predict(one.z, one.structure, one.cam, one.label[None])
         maps.append((title, answer.pacam[0]))
     return maps
 
 
 def draw_components(
-    branch: CPALBranch,
-    seen: Observation,
-    label: Tensor,
-    picture: np.ndarray,
-    class_names: Sequence[str],
-) -> Figure | None:
+    branch: PrototypeBranch, one: ObservedPicture, names: Sequence[str], path: Path
+) -> Path | None:
     """CAM and PACAM with the components added one by one (Fig. 5b); None without a label."""
-    present = label.nonzero().flatten().tolist()
+    present = one.label.nonzero().flatten().tolist()
     if not present:
         return None
-    maps = component_maps(branch, seen, label)
-    rows = [*((class_names[n], n + 1) for n in present), ("background", 0)]
-    figure = _figure(2.2 * (len(maps) + 1), 2.1 * len(rows) + 0.3)
-    for line, (name, channel) in zip(
-        figure.subplots(len(rows), len(maps) + 1, squeeze=False), rows, strict=True
-    ):
-        _overlay(line[0], picture, None, name)
-        for axis, (title, values) in zip(line[1:], maps, strict=True):
-            _overlay(axis, picture, values[channel], title)
-    return figure
+    maps = component_maps(branch, one)
+    rows = [*((names[n], n + 1) for n in present), ("background", 0)]
+    with figure(path, 2.2 * (len(maps) + 1), 2.1 * len(rows) + 0.3) as made:
+        axes = made.subplots(len(rows), len(maps) + 1, squeeze=False)
+        for line, (name, channel) in zip(axes, rows, strict=True):
+            _show(line[0], one.picture, None, name)
+            for axis, (title, values) in zip(line[1:], maps, strict=True):
+                _show(axis, one.picture, values[channel], title)
+    return path
 
 
-def draw_bank(bank: PrototypeBank, class_names: Sequence[str]) -> Figure | None:
+def draw_bank(bank: PrototypeBank, names: Sequence[str], path: Path) -> Path | None:
     """Entries and cluster sizes of every class, now; None for an empty bank."""
     if int(bank.count.sum()) == 0:
         return None
     # A bank of background anchors, where there is one, comes last.
-    names = [*class_names, "background"][: bank.num_classes]
-    figure = _figure(max(6.0, 0.28 * len(names)), 5.5)
-    fill, sizes = figure.subplots(2, 1, sharex=True)
-    positions = np.arange(len(names))
-    fill.bar(positions, bank.count.cpu().numpy(), color="tab:blue")
-    fill.axhline(bank.size, color="gray", linewidth=0.8)
-    fill.set_ylabel("entries")
-    for n in range(len(names)):
-        used = bank.cluster_sizes[n][bank.cluster_sizes[n] > 0].cpu().numpy()
-        sizes.scatter(np.full(len(used), n), used, s=8, color="tab:orange", alpha=0.6)
-    sizes.set_ylabel("members of a cluster")
-    sizes.set_xticks(positions, names, rotation=90, fontsize=7)
-    return figure
+    shown = [*names, "background"][: bank.num_classes]
+    places = np.arange(len(shown))
+    with figure(path, max(6.0, 0.28 * len(shown)), 5.5) as made:
+        fill, sizes = made.subplots(2, 1, sharex=True)
+        fill.bar(places, bank.count.cpu().numpy(), color="C0")
+        fill.axhline(bank.size, color="gray", linewidth=0.8)
+        fill.set_ylabel("entries")
+        for n in range(len(shown)):
+            used = bank.cluster_sizes[n][bank.cluster_sizes[n] > 0].cpu().numpy()
+            sizes.scatter(np.full(len(used), n), used, s=8, color="C1", alpha=0.6)
+        sizes.set_ylabel("members of a cluster")
+        sizes.set_xticks(places, shown, rotation=90, fontsize=7)
+    return path
 
 
 def draw_bank_history(metrics: Path, file: Path) -> Path:
@@ -275,38 +293,27 @@ def draw_bank_history(metrics: Path, file: Path) -> Path:
     """
     if not metrics.is_file():
         raise WsssError(f"{metrics}: no such file; train with the csv logger first")
-    with metrics.open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row.get("bank/fill_mean")]
+    rows = [row for row in read_metrics(metrics) if row.get("bank/fill_mean")]
     if not rows:
         raise WsssError(f"{metrics}: no bank/fill_mean column; it is not the log of a CPAL run")
     epochs = [int(row["epoch"]) + 1 for row in rows]
-    figure = _figure(9, 3.4)
-    panels = {"entries per class": ("fill_mean", "fill_min"),
-              "members of a cluster": ("cluster_size_mean", "cluster_size_max")}  # fmt: skip
-    for axis, (title, columns) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for column in columns:
-            axis.plot(epochs, [float(row[f"bank/{column}"]) for row in rows], "o-", label=column)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.set_ylim(bottom=0)
-        axis.legend()
-    figure.savefig(file, dpi=100)
+    panels = {
+        "entries per class": ("fill_mean", "fill_min"),
+        "members of a cluster": ("cluster_size_mean", "cluster_size_max"),
+    }
+    with figure(file, 9, 3.4) as made:
+        for axis, (title, columns) in zip(made.subplots(1, 2), panels.items(), strict=True):
+            nested(
+                axis,
+                {name: (epochs, [float(row[f"bank/{name}"]) for row in rows]) for name in columns},
+            )
+            axis.set(title=title, xlabel="epoch")
+            axis.set_ylim(bottom=0)
+            axis.legend()
     return file
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot's global state; size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _overlay(axis: Axes, picture: np.ndarray, values: Tensor | None, title: str) -> None:
+def _show(axis: Axes, picture: np.ndarray, values: Tensor | None, title: str) -> None:
     """The photograph, under a map (h, w) in [0, 1] where there is one."""
-    axis.imshow(picture)
-    if values is not None:
-        size = (picture.shape[0], picture.shape[1])
-        large = F.interpolate(values[None, None].float(), size=size, mode="bilinear")
-        axis.imshow(large[0, 0].cpu().numpy(), cmap="jet", alpha=0.55, vmin=0, vmax=1)
+    heat_over(axis, picture, None if values is None else values.float().cpu().numpy())
     axis.set_title(title, fontsize=8)
-    axis.set_axis_off()
