@@ -1,0 +1,47 @@
+"""AMN's `.npy` dictionaries of class maps, beside IRN's.
+
+AMN writes what IRN does, `keys` (0-based class ids), `cam` (stride 4) and `high_res` (image size),
+but both maps have the background's channel first, which none of its programs reads: they take a
+constant in its place. Of an image without classes it writes the empty `keys` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+KIND = "amn_cam"
+
+
+def is_amn(content: dict[str, Any]) -> bool:
+    """Whether the content of a file has AMN's form."""
+    if "cam" in content:
+        return len(content["cam"]) == len(content["keys"]) + 1
+    return set(content) == {"keys"} and not len(content["keys"])
+
+
+def to_irn(content: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """AMN's content in IRN's form, without the background's channel.
+
+    Args:
+        content: see `is_amn`.
+        size: (height, width) of the photograph; what an image without classes is as large as.
+    """
+    if "cam" not in content:
+        none = np.zeros((0, *(size or (1, 1))), dtype=np.float32)
+        return {"keys": np.zeros(0, dtype=np.int64), "cam": none, "high_res": none}
+    maps = {name: content[name][1:] for name in ("cam", "high_res") if name in content}
+    return {"keys": content["keys"], **maps}
+
+
+def from_irn(content: dict[str, Any]) -> dict[str, Any]:
+    """IRN's content in AMN's form; the background is 1 - max, in [0, 1]."""
+    if not len(content["keys"]):
+        return {"keys": np.zeros(0, dtype=np.int64)}
+    maps = {}
+    for name in ("cam", "high_res"):
+        foreground = np.asarray(content[name], dtype=np.float32)
+        background = 1 - foreground.max(axis=0, keepdims=True).clip(0, 1)
+        maps[name] = np.concatenate([background, foreground])
+    return {"keys": np.asarray(content["keys"]), **maps}
