@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 KIND = "amn_cam"
 
@@ -36,12 +37,12 @@ def to_irn(content: dict[str, Any], size: tuple[int, int] | None) -> dict[str, A
 
 
 def from_irn(content: dict[str, Any]) -> dict[str, Any]:
-    """IRN's content in AMN's form; the background is 1 - max, in [0, 1]."""
+    """IRN's content (`cam` a tensor, `high_res` an array) in AMN's; the background is 1 - max."""
     if not len(content["keys"]):
         return {"keys": np.zeros(0, dtype=np.int64)}
-    maps = {}
-    for name in ("cam", "high_res"):
-        foreground = np.asarray(content[name], dtype=np.float32)
-        background = 1 - foreground.max(axis=0, keepdims=True).clip(0, 1)
-        maps[name] = np.concatenate([background, foreground])
-    return {"keys": np.asarray(content["keys"]), **maps}
+    strided, full = content["cam"], content["high_res"]
+    return {
+        "keys": content["keys"],
+        "cam": torch.cat([1 - strided.amax(0, keepdim=True).clamp(0, 1), strided]),
+        "high_res": np.concatenate([1 - full.max(0, keepdims=True).clip(0, 1), full]),
+    }

@@ -6,8 +6,8 @@ as groups of the optimizer, so every weight stands in the file under up to three
 | theirs | here, behind `host.` |
 |---|---|
 | `resnet50.*` | `backbone.network.*` |
-| `stage1.0`, `stage1.1`, `stage1.4`, again `backbone.0.0`, ... | `backbone.network.conv1`, `bn1`, `layer1` |
-| `stage2.0` to `stage4.0`, again `backbone.1.0` to `backbone.3.0` | `backbone.network.layer2` to `layer4` |
+| `stage1.0`, `1`, `4`, again `backbone.0.0`, `1`, `4` | ... `conv1`, `bn1`, `layer1` |
+| `stage2.0` to `stage4.0`, again `backbone.1.0` to `backbone.3.0` | ... `layer2` to `layer4` |
 | `label_enc`, again `newly_added.1` | `conditioning` |
 | `classifier.1.c0` to `c3`, again `newly_added.0.1.c0` to `c3` | `classifier.0` to `3` |
 """
