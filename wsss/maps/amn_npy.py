@@ -17,21 +17,15 @@ KIND = "amn_cam"
 
 def is_amn(content: dict[str, Any]) -> bool:
     """Whether the content of a file has AMN's form."""
-    if "cam" in content:
+    if {"keys", "cam"} <= content.keys():
         return len(content["cam"]) == len(content["keys"]) + 1
     return set(content) == {"keys"} and not len(content["keys"])
 
 
-def to_irn(content: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """AMN's content in IRN's form, without the background's channel.
-
-    Args:
-        content: see `is_amn`.
-        size: (height, width) of the photograph; what an image without classes is as large as.
-    """
+def to_irn(content: dict[str, Any]) -> dict[str, Any]:
+    """AMN's content in IRN's form, without the background's channel."""
     if "cam" not in content:
-        none = np.zeros((0, *(size or (1, 1))), dtype=np.float32)
-        return {"keys": np.zeros(0, dtype=np.int64), "cam": none, "high_res": none}
+        return {"keys": np.zeros(0, dtype=np.int64), "cam": np.zeros((0, 1, 1), dtype=np.float32)}
     maps = {name: content[name][1:] for name in ("cam", "high_res") if name in content}
     return {"keys": content["keys"], **maps}
 
