@@ -44,13 +44,18 @@ def balanced_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
     Returns:
         Scalar. A half without pixels is 0; the published code divides by their number unguarded.
+        Of several processes' losses the mean is that of the global batch.
     """
     target = resize_labels(target, (logits.shape[2], logits.shape[3]))
     losses = smoothed_cross_entropy(logits, target, smoothing)
     background = target == 0
     foreground = ~background & (target != VOID)
-    halves = [(losses * part).sum() / part.sum().clamp(min=1) for part in (background, foreground)]
-    return (halves[0] + halves[1]) / 2
+    counts, processes = torch.stack([background.sum(), foreground.sum()]), 1
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
+        processes = torch.distributed.get_world_size()
+    sums = torch.stack([(losses * part).sum() for part in (background, foreground)])
+    return processes * (sums / counts.clamp(min=1)).mean()
 
 
 def fuse_logits(scales: Sequence[Tensor], size: Size) -> Tensor:
