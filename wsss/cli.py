@@ -165,7 +165,9 @@ def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
     """Typed settings of each stage of a job, by its name in `pipeline`.
 
     `PART/STAGE` is a stage of a run inside the run: its settings are those of the job with the key
-    `first.PART` over them, and its folders lie in `PART/`.
+    `first.PART` over them, and its folders lie in `PART/`. What has a `_target_` or `name` of its
+    own in `first.PART`, such as a choice of a group, stands in the place of the job's; all else is
+    merged key by key.
 
     Raises:
         WsssError: something is wrong with them.
@@ -184,8 +186,12 @@ def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
                 changes = (cfg.get("first") or {}).get(part)
                 if changes is None:
                     raise WsssError(f"stage={name}: the key first.{part} is not given")
-                own = OmegaConf.merge(cfg, changes)  # type: ignore[assignment]
+                own = cfg.copy()
                 with open_dict(own):
+                    for key, value in changes.items():
+                        if OmegaConf.is_dict(value) and {"_target_", "name"} & set(value):
+                            own[key] = {}
+                    own.merge_with(changes)
                     own.paths.run = str(Path(cfg.paths.run) / part)
             of_part[part] = resolve_settings(own)
         found[name] = of_part[part]
@@ -208,8 +214,9 @@ def _job(cfg: object, debug: bool) -> float | None:
         _quiet()  # once more: the processes of a parallel launcher begin here
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    run = folder.parents[str(cfg.stage).count("/")]
     with open_dict(cfg):
-        cfg.paths.run = str(folder.parent)
+        cfg.paths.run = str(run)
         cfg.run_name = str(cfg.run_name)
     code, name = 1, str(cfg.stage)
     if is_main_process():
@@ -223,7 +230,7 @@ def _job(cfg: object, debug: bool) -> float | None:
             if len(work) > 1:
                 say(f"[{number}/{len(work)}] {name}")
             if is_main_process():
-                failures.forget(folder.parent / name)
+                failures.forget(run / name)
             miou = stage(settings[name]).miou
             finish_wandb(0)  # the next stage has a run of its own
             wait_for_all()  # the next stage reads what the main process has just written
@@ -235,7 +242,7 @@ def _job(cfg: object, debug: bool) -> float | None:
             given = tuple(hydra.overrides.task)
             number = hydra.job.num if hydra.mode == RunMode.MULTIRUN else 0
             failures.note(
-                folder.parent / name,
+                run / name,
                 failures.Failure(number, name, given, one_line(error), str(log)),
             )
         expected = _is_users(error)

@@ -131,7 +131,7 @@ def test_code_in_a_tensors_storage_is_not_run(tmp_path: Path) -> None:
     [
         ({"keys": np.array([3])}, "no class maps"),
         ({"keys": np.array([3]), "maps": np.zeros((1, 4, 4))}, "no class maps"),
-        ({"keys": np.array([3]), "cam": np.zeros((2, 4, 4))}, "for 1 keys"),
+        ({"keys": np.array([3]), "cam": np.zeros((3, 4, 4))}, "for 1 keys"),
         ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.nan)}, "not finite"),
         ({"keys": np.array([3]), "high_res": np.full((1, 4, 4), np.inf)}, "not finite"),
         ({"keys": np.array([3.5]), "high_res": np.zeros((1, 4, 4))}, "float64 are no class ids"),
@@ -228,5 +228,5 @@ def test_sipe_form_needs_a_background(tmp_path: Path) -> None:
     maps = ClassMaps(np.array([1]), SIZE, {"cam": some_maps(1)})
     with pytest.raises(WsssError, match="export them as irn"):
         write_npy_maps(tmp_path / "a.npy", maps, "cam", "sipe")
-    with pytest.raises(WsssError, match="choose irn or sipe"):
+    with pytest.raises(WsssError, match="choose irn, amn or sipe"):
         write_npy_maps(tmp_path / "a.npy", maps, "cam", "coco")

@@ -94,20 +94,30 @@ class Backbone(nn.Module):
         """
         if not 0 <= stages <= 4:
             raise WsssError(f"backbone.frozen_stages={stages}: choose 0 (all learn) to 4 (none)")
-        self.train(self.training)  # the probe must not touch the stored statistics
         if stages:
-            probe = torch.zeros(1, 3, 64, 64)
-            feature = self.forward_with_stem(probe)[stages]
-            parameters = [p for p in self.parameters() if p.requires_grad]
-            grads = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                if grad is not None:
-                    parameter.requires_grad_(False)
+            self._freeze_up_to(stages)
         if depthwise:
             for module in self.modules():
                 if isinstance(module, nn.Conv2d) and module.groups > 1:
                     module.weight.requires_grad_(False)
         accelerate_depthwise(self)
+
+    def freeze_stem(self) -> None:
+        """Stop the gradient after the stem; the four stages learn as before."""
+        self._freeze_up_to(0)
+
+    def _freeze_up_to(self, index: int) -> None:
+        """Freeze what feeds the stem's feature (0) or that of a stage (1 to 4)."""
+        self.train(self.training)  # the probe must not touch the stored statistics
+        probe = torch.zeros(1, 3, 64, 64)
+        feature = self.forward_with_stem(probe)[index]
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not feature.requires_grad:
+            return  # frozen before
+        grads = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if grad is not None:
+                parameter.requires_grad_(False)
 
     def folded(self) -> Backbone:
         """A copy for inference with every batch normalization folded into its convolution.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.build.settings import Settings, plain
-from wsss.data.base import ImageSet
+from wsss.data.base import ImageSet, missing_files
 from wsss.data.datamodule import labels_of
 from wsss.errors import WsssError
 from wsss.run.callbacks import CHECKPOINT
@@ -48,6 +48,37 @@ def masks_of(s: Settings, image_set: ImageSet, split: str) -> dict[str, str]:
         return {}
     hashes = fingerprints(s).of(paths, f"the masks of {split}")
     return {f"masks of {split}": joint([*names, *hashes])}
+
+
+def label_maps_of(
+    s: Settings, image_set: ImageSet, split: str, wanted_by: str
+) -> dict[str, str]:
+    """The label maps that a host reads of a split's images, as an input of a stage.
+
+    Returns:
+        Nothing for a host that reads none.
+
+    Raises:
+        WsssError: their folder is not given or lacks some, or they were made for other classes.
+    """
+    if not s.host.make.reads_labels:  # type: ignore[attr-defined]
+        return {}
+    given = s.host.options["options"].labels
+    if not given:
+        raise WsssError(
+            "host.labels: is not given; it is a folder of label maps NAME.png, such as the folder "
+            "irn_labels/labels of an earlier run"
+        )
+    folder, names = Path(given).expanduser(), image_set.names(split)
+    missing = missing_files([folder / f"{name}.png" for name in names])
+    if missing:
+        raise WsssError(
+            f"host.labels={folder}: {len(missing)} of {len(names)} label maps are missing, for "
+            f"instance {missing[0].name}; make them by stage=irn_labels over the same images"
+        )
+    if (folder.parent / MANIFEST).is_file():
+        require(folder.parent, "irn_labels", wanted_by, image_set.classes)
+    return files_of(s, f"label maps of {split}", folder, names, ".png")
 
 
 def files_of(s: Settings, what: str, folder: Path, names: list[str], suffix: str) -> dict[str, str]:
@@ -109,8 +140,9 @@ def training_identity(s: Settings) -> dict[str, Any]:
 
 
 def host_identity(s: Settings) -> dict[str, Any]:
-    """The host; files that its options name by their content."""
+    """The host; files that its options name by their content, label maps not: they are inputs."""
     host = plain(s.host)
+    host.pop("labels", None)
     for key, value in host.items():
         if key.endswith("weights"):
             host[key] = weights_identity(s, value)

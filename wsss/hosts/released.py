@@ -1,4 +1,4 @@
-"""Weights in the files of other projects: SIPE's published checkpoints, and IRN's CAM network.
+"""Weights in the files of other projects: published checkpoints of SIPE, IRN and AMN.
 
 SIPE stores `{"net": state}`, IRN the bare state. Both networks name every weight of the backbone
 several times, since they list the same layers again as stages and as groups of the optimizer:
@@ -11,7 +11,8 @@ several times, since they list the same layers again as stages and as groups of 
 | `stage0.*` to `stage4.*`, `backbone.*`, `newly_added.*` | left out | the same weights again |
 
 With `checkpoint=FILE`, SIPE's file fits method=sipe backbone=resnet50, IRN's method=cam
-backbone=resnet50; `data` must have as many classes as the file.
+backbone=resnet50, AMN's (`wsss.hosts.amn.released`) host=amn method=cam backbone=resnet50; `data`
+must have as many classes as the file.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from wsss.errors import WsssError
+from wsss.hosts.amn.released import from_amn_state_dict, is_amn
 
 CLASSES = "class_names"  # of a checkpoint of stage=train: what its class ids mean
 _AGAIN = re.compile(r"(stage\d|backbone|newly_added)\.")
@@ -61,15 +63,19 @@ def from_sipe_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise WsssError(f"weights of SIPE or IRN: {name} is not one of their names")
     if "host.classifier.weight" not in converted:
         raise WsssError("weights of SIPE or IRN: classifier.weight is missing")
-    for name in list(converted):
+    return _with_counters(converted)
+
+
+def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the batch counters that old versions of PyTorch did not keep."""
+    for name in list(state):
         if name.endswith(".running_mean"):
-            counter = name.replace("running_mean", "num_batches_tracked")
-            converted.setdefault(counter, torch.tensor(0))
-    return converted
+            state.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return state
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """Weights of a method from a checkpoint of this project, of SIPE or of IRN's CAM network.
+    """Weights from a checkpoint of this project, of SIPE, of IRN's CAM network or of AMN.
 
     Args:
         path: a file that is loaded without running what it pickles.
@@ -96,7 +102,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
         state = content.get("net", content)
         if isinstance(state, Mapping) and any("resnet50.conv1" in str(name) for name in state):
             try:
+                if is_amn(state):
+                    return _with_counters(from_amn_state_dict(state)), None
                 return from_sipe_state_dict(state), None
             except WsssError as error:
                 raise WsssError(f"{path}: {error}") from error
-    raise WsssError(f"{path}: neither a checkpoint of stage=train nor one of SIPE or IRN")
+    raise WsssError(f"{path}: neither a checkpoint of stage=train nor one of SIPE, IRN or AMN")

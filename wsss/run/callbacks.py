@@ -87,7 +87,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class SeedEpochs(Callback):
-    """Seeds the global generators from (seed, epoch) at each epoch's start.
+    """Seeds the global generators from (seed, epoch) before each epoch's first batch.
 
     So that dropout and the like do not depend on whether the training was interrupted.
     """
@@ -95,10 +95,17 @@ class SeedEpochs(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed Python, NumPy and PyTorch; each process differently."""
-        key = (self.seed, trainer.current_epoch, trainer.global_rank)
-        pl.seed_everything(seed_of(*key), verbose=False)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed Python, NumPy and PyTorch; each process differently.
+
+        Not at the epoch's start: the loader draws a number after it in every epoch but the one that
+        a training begins, or goes on, with.
+        """
+        if batch_idx == 0:
+            key = (self.seed, trainer.current_epoch, trainer.global_rank)
+            pl.seed_everything(seed_of(*key), verbose=False)
 
 
 class FiniteLoss(Callback):

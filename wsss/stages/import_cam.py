@@ -1,4 +1,4 @@
-"""Take class maps from IRN's or SIPE's .npy files (refine.npy=DIR) in the place of make_cam."""
+"""Take class maps from .npy files of IRN, AMN or SIPE (refine.npy=DIR) in make_cam's place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(s: Settings) -> Result:
             )
         kinds[kind] = found.has_background(kind)
         if len(kinds) > 1:
-            raise WsssError(f"{source}: holds both IRN's and SIPE's files; import one of them")
+            raise WsssError(f"{source}: holds {' and '.join(kinds)}; import files of one form")
         grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
         maps = np.clip(enlarge(found.maps[kind], grid), 0, 1)
         write_class_maps(

@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from wsss.build.identity import find_checkpoint, images_of
+from wsss.build.identity import find_checkpoint, images_of, label_maps_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import MakeCamSettings, Settings, plain
@@ -71,8 +71,13 @@ def run(s: Settings) -> Result:
     """Make the maps that are not there yet."""
     image_set = build_image_set(s)
     checkpoint, source = find_checkpoint(s, "make_cam", image_set.classes)
-    inputs = {"train": source, **images_of(s, image_set, s.data.infer_split)}
-    names = image_set.names(s.data.infer_split)
+    split = s.data.infer_split
+    inputs = {
+        "train": source,
+        **images_of(s, image_set, split),
+        **label_maps_of(s, image_set, split, "make_cam"),
+    }
+    names = image_set.names(split)
     job = Job(
         s,
         "make_cam",
