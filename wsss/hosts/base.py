@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,6 +46,12 @@ class Seen:
         shape = self.features[max(len(self.features) - 2, 0)].shape
         return shape[-2], shape[-1]
 
+    def with_mirror(self) -> Seen:
+        """As if the mirror image of a single image showed the mirror image of what is seen."""
+        features = tuple(torch.cat([one, one.flip(-1)]) for one in self.features)
+        maps = torch.cat([self.activation, self.activation.flip(-1)])
+        return Seen(features, maps, self.extra)
+
 
 def add_mirror(pair: Tensor) -> Tensor:
     """Maps or features of an image and of its mirror image (2, C, h, w), added, (1, C, h, w)."""
@@ -65,6 +72,7 @@ class Host(nn.Module):
         trains: whether it has anything to learn; without, and without a method that has,
             stage=train has nothing to do.
         needs_grad: whether map making computes gradients.
+        mirrors: whether maps are made of an image and its mirror image, instead of the image.
         reads_labels: whether it needs a label map of each image, `target` in batches and samples.
         channels: channels of `Seen.features`.
         mean: channel means that input images in [0, 1] are normalized with.
@@ -76,6 +84,7 @@ class Host(nn.Module):
     on_backbone: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     needs_grad: ClassVar[bool] = False
+    mirrors: ClassVar[bool] = True
     reads_labels: ClassVar[bool] = False
 
     channels: tuple[int, ...]

@@ -58,8 +58,13 @@ class SeedNetwork(pl.LightningModule):
 
     def see_pair(self, image: Tensor, label: Tensor) -> tuple[Seen, Tensor]:
         """An image (3, H, W) and its mirror image: what is seen, and the CAM M (1, N, h, w)."""
-        seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
+        seen = self._look(image, label)
         return seen, self.host.general_pair(seen)
+
+    def _look(self, image: Tensor, label: Tensor) -> Seen:
+        if not self.host.mirrors:
+            return self(image[None], label[None]).with_mirror()
+        return self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
 
     def maps(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Class maps of one image at one scale, of each of `kinds`, before fusion over scales.
@@ -73,8 +78,7 @@ class SeedNetwork(pl.LightningModule):
             background first where the kind has one.
         """
         if self.branch is None:
-            seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
-            return self.host.maps(seen, label)
+            return self.host.maps(self._look(image, label), label)
         seen, cam = self.see_pair(image, label)
         own = self.branch.maps(seen, cam, label)
         refined = {kind: self.host.refine(seen, values, label) for kind, values in own.items()}
