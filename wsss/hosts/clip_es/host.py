@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +47,7 @@ class CLIPESSettings:
     sizes: TowerSettings = TowerSettings()
     quick_gelu: bool = True
     prompt: str = "a clean origami {}."
-    words: dict[str, str] = {}
+    words: dict[str, str] = field(default_factory=dict)
     background: tuple[str, ...]
     attention_layers: Count = 8
     box_threshold: Share = 0.4
