@@ -165,7 +165,9 @@ def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
     """Typed settings of each stage of a job, by its name in `pipeline`.
 
     `PART/STAGE` is a stage of a run inside the run: its settings are those of the job with the key
-    `first.PART` over them, and its folders lie in `PART/`.
+    `first.PART` over them, and its folders lie in `PART/`. What has a `_target_` or `name` of its
+    own in `first.PART`, such as a choice of a group, stands in the place of the job's; all else is
+    merged key by key.
 
     Raises:
         WsssError: something is wrong with them.
@@ -184,8 +186,12 @@ def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
                 changes = (cfg.get("first") or {}).get(part)
                 if changes is None:
                     raise WsssError(f"stage={name}: the key first.{part} is not given")
-                own = OmegaConf.merge(cfg, changes)  # type: ignore[assignment]
+                own = cfg.copy()
                 with open_dict(own):
+                    for key, value in changes.items():
+                        if OmegaConf.is_dict(value) and {"_target_", "name"} & set(value):
+                            own[key] = {}
+                    own.merge_with(changes)
                     own.paths.run = str(Path(cfg.paths.run) / part)
             of_part[part] = resolve_settings(own)
         found[name] = of_part[part]

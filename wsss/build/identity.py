@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.build.settings import Settings, plain
-from wsss.data.base import ImageSet
+from wsss.data.base import ImageSet, missing_files
 from wsss.data.datamodule import labels_of
 from wsss.errors import WsssError
 from wsss.run.callbacks import CHECKPOINT
@@ -54,6 +54,30 @@ def files_of(s: Settings, what: str, folder: Path, names: list[str], suffix: str
     """Files NAME + suffix of a folder as an input of a stage."""
     hashes = fingerprints(s).of([folder / f"{name}{suffix}" for name in names], what)
     return {what: joint([*names, *hashes])}
+
+
+def given_maps_of(s: Settings, names: list[str]) -> dict[str, str]:
+    """The class maps of an earlier run that the host reads, as an input of a stage.
+
+    Raises:
+        WsssError: it is not said where they lie, or some are not there.
+    """
+    if not s.host.make.reads_maps:  # type: ignore[attr-defined]
+        return {}
+    given = s.host.options["options"].maps
+    if not given:
+        raise WsssError(
+            "host.maps: is not given; it is a folder of class maps NAME.npz, such as the folder "
+            "make_cam/maps of an earlier run"
+        )
+    folder = Path(given).expanduser()
+    missing = missing_files([folder / f"{name}.npz" for name in names])
+    if missing:
+        raise WsssError(
+            f"host.maps={folder}: {len(missing)} of {len(names)} class-map files are missing, for "
+            f"instance {missing[0].name}; make them by stage=make_cam over the same images"
+        )
+    return files_of(s, "the given maps", folder, names, ".npz")
 
 
 def file_hash(s: Settings, path: str | Path) -> str:
@@ -111,6 +135,8 @@ def training_identity(s: Settings) -> dict[str, Any]:
 def host_identity(s: Settings) -> dict[str, Any]:
     """The host; files that its options name by their content."""
     host = plain(s.host)
+    if s.host.make.reads_maps:  # type: ignore[attr-defined]
+        host.pop("maps")  # known by their content, see `given_maps_of`
     for key, value in host.items():
         if key.endswith("weights"):
             host[key] = weights_identity(s, value)

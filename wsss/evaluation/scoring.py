@@ -28,6 +28,8 @@ def label_folder(stage: Path) -> Path:
     """The label maps of a stage that are scored: those in which every pixel has a label."""
     labels = stage / LABELS
     return labels if labels.is_dir() else stage / MASKS
+
+
 REMAKE = "make it again, under another run_name= or with overwrite=true"
 
 

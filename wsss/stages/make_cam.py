@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from wsss.build.identity import find_checkpoint, images_of
+from wsss.build.identity import find_checkpoint, given_maps_of, images_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import MakeCamSettings, Settings, plain
@@ -41,7 +41,8 @@ class MapMaker(pl.LightningModule):
         stride = self.options.stride
         grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
         with torch.set_grad_enabled(host.needs_grad):
-            by_scale = [self.network.maps(image, label) for image in sample["images"]]
+            given = sample.get("maps")
+            by_scale = [self.network.maps(image, label, given) for image in sample["images"]]
         maps = {
             kind: host.fuse(kind, [scale[kind].detach() for scale in by_scale], grid, sample)
             .cpu()
@@ -71,13 +72,13 @@ def run(s: Settings) -> Result:
     """Make the maps that are not there yet."""
     image_set = build_image_set(s)
     checkpoint, source = find_checkpoint(s, "make_cam", image_set.classes)
-    inputs = {"train": source, **images_of(s, image_set, s.data.infer_split)}
     names = image_set.names(s.data.infer_split)
+    inputs = images_of(s, image_set, s.data.infer_split) | given_maps_of(s, names)
     job = Job(
         s,
         "make_cam",
         map_identity(s),
-        inputs,
+        {"train": source, **inputs},
         needs=lambda path: [path / MAPS / f"{name}.npz" for name in names],
     )
     if job.finished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsss.build.identity import images_of, training_identity
+from wsss.build.identity import given_maps_of, images_of, training_identity
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
     build_image_set,
@@ -18,7 +18,8 @@ from wsss.run.process import relative, say
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask is ever read."""
     image_set = build_image_set(s)
-    inputs = images_of(s, image_set, s.data.train_split)
+    split = s.data.train_split
+    inputs = images_of(s, image_set, split) | given_maps_of(s, image_set.names(split))
     learns = s.host.make.trains or s.method.branch is not None  # type: ignore[attr-defined]
     job = Job(
         s,

@@ -39,7 +39,8 @@ def slow_tower(visual: Any, images: Tensor) -> tuple[Tensor, list[Tensor], Tenso
     """Mean patch embedding, attention of each block averaged over heads, last block's ln_1."""
     grid = (images.shape[2] // 8, images.shape[3] // 8)
     patches = [
-        visual.conv1.weight.flatten(1) @ images[0, :, y * 8 : y * 8 + 8, x * 8 : x * 8 + 8].flatten()
+        visual.conv1.weight.flatten(1)
+        @ images[0, :, y * 8 : y * 8 + 8, x * 8 : x * 8 + 8].flatten()
         for y in range(grid[0])
         for x in range(grid[1])
     ]

@@ -85,11 +85,16 @@ class ImageTower(nn.Module):
         super().__init__()
         self.visual: Any = visual
         self.attention_layers = attention_layers
-        self.blocks: Any = self.visual.transformer.resblocks
         if attention_layers > len(self.blocks):
             raise WsssError(
                 f"host.attention_layers={attention_layers}: the tower has {len(self.blocks)} blocks"
             )
+
+    @property
+    def blocks(self) -> Any:
+        """All blocks, in order."""
+        visual: Any = self.visual
+        return visual.transformer.resblocks
 
     @property
     def patch_size(self) -> int:
@@ -127,9 +132,7 @@ class ImageTower(nn.Module):
             tokens = tokens + block.mlp(block.ln_2(tokens))
         return Trunk(tokens, attention, grid)
 
-    def last_block(
-        self, trunk: Trunk, normed: Tensor, look: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def last_block(self, trunk: Trunk, normed: Tensor, look: bool) -> tuple[Tensor, Tensor | None]:
         """Image embeddings from the last block's normalized input.
 
         Args:
@@ -299,4 +302,3 @@ def without_parameters(module: nn.Module) -> None:
             if value is not None:
                 del part._parameters[name]
                 part.register_buffer(name, value.detach(), persistent=False)
-
