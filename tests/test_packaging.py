@@ -49,7 +49,7 @@ INSTALLED = requirements(PYPROJECT["dependencies"] + EXTRAS["dev"])
 
 def test_constraints_pin_every_named_dependency_within_its_floor() -> None:
     pins = constraints()
-    for name, floor in (INSTALLED | requirements(EXTRAS["sweep"])).items():
+    for name, floor in (INSTALLED | requirements(EXTRAS["sweep"] + EXTRAS["clip"])).items():
         assert name in pins, f"{name} is not pinned in constraints.txt"
         assert floor.contains(pins[name]), f"{name}=={pins[name]} breaks {name}{floor}"
 

@@ -34,9 +34,12 @@ def test_one_command_runs_both_steps_and_again_nothing(program) -> None:
     assert first["settings"]["labels"]["background_threshold"] == 0.05
     trained = json.loads((run / "train" / "manifest.json").read_text())
     assert trained["settings"]["optimizer"]["name"] == "adam"
-    assert json.loads((run / "step1" / "train" / "manifest.json").read_text())["settings"][
-        "optimizer"
-    ]["name"] == "sgd"
+    assert (
+        json.loads((run / "step1" / "train" / "manifest.json").read_text())["settings"][
+            "optimizer"
+        ]["name"]
+        == "sgd"
+    )
     labels = sorted(path.stem for path in (run / "step1" / "irn_labels" / "labels").iterdir())
     maps = sorted(path.stem for path in (run / "make_cam" / "maps").iterdir())
     assert labels == maps and len(maps) == 12

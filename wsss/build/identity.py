@@ -9,6 +9,7 @@ from wsss.build.settings import Settings, plain
 from wsss.data.base import ImageSet, missing_files
 from wsss.data.datamodule import labels_of
 from wsss.errors import WsssError
+from wsss.hosts.base import Host
 from wsss.run.callbacks import CHECKPOINT
 from wsss.run.compute import choose_memory_format, choose_precision
 from wsss.run.fingerprint import Fingerprints, joint
@@ -50,35 +51,48 @@ def masks_of(s: Settings, image_set: ImageSet, split: str) -> dict[str, str]:
     return {f"masks of {split}": joint([*names, *hashes])}
 
 
-def label_maps_of(
-    s: Settings, image_set: ImageSet, split: str, wanted_by: str
-) -> dict[str, str]:
-    """The label maps that a host reads of a split's images, as an input of a stage.
+def given_of(s: Settings, image_set: ImageSet, split: str, wanted_by: str) -> dict[str, str]:
+    """What a host reads of an earlier run for each image of a split, as an input of a stage.
 
     Returns:
-        Nothing for a host that reads none.
+        Nothing for a host that reads nothing.
 
     Raises:
-        WsssError: their folder is not given or lacks some, or they were made for other classes.
+        WsssError: the folder is not given or lacks some, or they were made for other classes.
     """
-    if not s.host.make.reads_labels:  # type: ignore[attr-defined]
-        return {}
-    given = s.host.options["options"].labels
-    if not given:
-        raise WsssError(
-            "host.labels: is not given; it is a folder of label maps NAME.png, such as the folder "
-            "irn_labels/labels of an earlier run"
-        )
-    folder, names = Path(given).expanduser(), image_set.names(split)
-    missing = missing_files([folder / f"{name}.png" for name in names])
-    if missing:
-        raise WsssError(
-            f"host.labels={folder}: {len(missing)} of {len(names)} label maps are missing, for "
-            f"instance {missing[0].name}; make them by stage=irn_labels over the same images"
-        )
-    if (folder.parent / MANIFEST).is_file():
-        require(folder.parent, "irn_labels", wanted_by, image_set.classes)
-    return files_of(s, f"label maps of {split}", folder, names, ".png")
+    host: type[Host] = s.host.make  # type: ignore[assignment]
+    inputs, names = {}, image_set.names(split)
+    for key in given_keys(host):
+        what, suffix, stage, folder_of_stage = GIVEN[key]
+        given = getattr(s.host.options["options"], key)
+        if not given:
+            raise WsssError(
+                f"host.{key}: is not given; it is a folder of {what} NAME{suffix}, such as the "
+                f"folder {stage}/{folder_of_stage} of an earlier run"
+            )
+        folder = Path(given).expanduser()
+        missing = missing_files([folder / f"{name}{suffix}" for name in names])
+        if missing:
+            raise WsssError(
+                f"host.{key}={folder}: {len(missing)} of {len(names)} {what} are missing, for "
+                f"instance {missing[0].name}; make them by stage={stage} over the same images"
+            )
+        if (folder.parent / MANIFEST).is_file():
+            require(folder.parent, stage, wanted_by, image_set.classes)
+        inputs |= files_of(s, f"{what} of {split}", folder, names, suffix)
+    return inputs
+
+
+# Key of the group host: what lies in the folder, its suffix, the stage and its folder.
+GIVEN = {
+    "labels": ("label maps", ".png", "irn_labels", "labels"),
+    "maps": ("class maps", ".npz", "make_cam", "maps"),
+}
+
+
+def given_keys(host: type[Host]) -> list[str]:
+    """Those of the host's keys that name a folder with one file for each image."""
+    return ["labels"] * host.reads_labels + ["maps"] * host.reads_maps
 
 
 def files_of(s: Settings, what: str, folder: Path, names: list[str], suffix: str) -> dict[str, str]:
@@ -140,9 +154,10 @@ def training_identity(s: Settings) -> dict[str, Any]:
 
 
 def host_identity(s: Settings) -> dict[str, Any]:
-    """The host; files that its options name by their content, label maps not: they are inputs."""
+    """The host; files that its options name by their content; what `given_of` knows is an input."""
     host = plain(s.host)
-    host.pop("labels", None)
+    for key in given_keys(s.host.make):  # type: ignore[arg-type]
+        host.pop(key)
     for key, value in host.items():
         if key.endswith("weights"):
             host[key] = weights_identity(s, value)

@@ -10,7 +10,7 @@ import torch
 from wsss.backbones.base import Backbone
 from wsss.build.settings import Settings
 from wsss.data.base import ImageSet
-from wsss.data.datamodule import EpochData, EpochSet, WholeSet, labels_of
+from wsss.data.datamodule import EpochData, EpochSet, ReadMaps, WholeSet, labels_of
 from wsss.data.transforms import Pyramid
 from wsss.errors import WsssError
 from wsss.hosts.base import Host
@@ -107,7 +107,7 @@ def whole_set(
         host.mean, host.std, scales, long_side=s.data.infer_long_side, size=host.test_size
     )
     labels, targets = labels_of(image_set, split, names), _targets(host)
-    return WholeSet(image_set, names, inputs, labels, targets, picture)
+    return WholeSet(image_set, names, inputs, labels, targets, picture, maps=_maps(host))
 
 
 def training_data(s: Settings, image_set: ImageSet, host: Host) -> EpochData:
@@ -121,6 +121,7 @@ def training_data(s: Settings, image_set: ImageSet, host: Host) -> EpochData:
         s.seed,
         labels_of(image_set, split, names),
         _targets(host),
+        _maps(host),
     )
     whole = whole_set(s, image_set, host, split, (1.0,))
     return EpochData(train, whole, s.data.batch_size, num_workers=s.data.num_workers)
@@ -129,3 +130,8 @@ def training_data(s: Settings, image_set: ImageSet, host: Host) -> EpochData:
 def _targets(host: Host) -> Path | None:
     """Folder of the label maps that a host reads."""
     return Path(host.options.labels).expanduser() if host.reads_labels else None
+
+
+def _maps(host: Host) -> ReadMaps | None:
+    """Gives the class maps of an earlier run that a host reads."""
+    return host.read_maps if host.reads_maps else None

@@ -16,7 +16,7 @@ from wsss.build.components import TARGET, Component, component
 from wsss.data.transforms import check_range
 from wsss.errors import WsssError
 from wsss.hosts.optimizer import OptimizerSettings
-from wsss.refine.crf import CrfSettings
+from wsss.refine.crf import Complement, CrfSettings
 from wsss.refine.irn import IRNSettings
 from wsss.refine.labels import LabelSettings
 from wsss.refine.pseudo_mask import WalkSettings
@@ -163,12 +163,19 @@ class SeedCrf(CrfSettings):
     """stage=crf: seeds as probabilities, and the CRF.
 
     Attributes:
-        background: constant background of maps without a background channel.
+        background: background of maps without a channel for it: a constant, or `complement`.
         power: exponent of the maps before they are made probabilities.
+        confidence: pixels whose best label has less than this become 255; None: all are kept.
     """
 
-    background: Share = 0.15
+    background: Share | Complement = 0.15
     power: Positive = 1.0
+    confidence: Share | None = None
+
+    @property
+    def constant(self) -> float:
+        """The constant whose raw seeds are the same: v > 1 - v is v > 1/2."""
+        return 0.5 if self.background == "complement" else self.background
 
 
 @settings

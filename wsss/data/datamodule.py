@@ -20,6 +20,7 @@ from wsss.errors import WsssError
 from wsss.run.pool import cores
 
 Sample = dict[str, Any]
+ReadMaps = Callable[[str], np.ndarray]  # (N, h, w) float32 class maps of an image
 
 
 def labels_of(image_set: ImageSet, split: str, names: Sequence[str]) -> np.ndarray:
@@ -34,7 +35,8 @@ class EpochSet(Dataset):
 
     A sample's randomness comes from (seed, epoch, index) alone: it is the same in any worker, in
     any process and after a resume. A sample has `image` (3, S, S), `valid` (S, S), `name` and
-    `size` (2,), with image labels `label` (N,), with label maps `target` (S, S).
+    `size` (2,), with image labels `label` (N,), with label maps `target` (S, S), with class maps
+    `maps` (N, S / 16, S / 16).
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class EpochSet(Dataset):
         seed: int,
         labels: np.ndarray | None = None,
         targets: Path | None = None,
+        maps: ReadMaps | None = None,
     ) -> None:
         """Keep what a sample is made of.
 
@@ -55,10 +58,11 @@ class EpochSet(Dataset):
             seed: seed of the crops.
             labels: image labels (len(names), N).
             targets: folder of label maps NAME.png, made by an earlier stage.
+            maps: class maps of an earlier run.
         """
         self.image_set, self.names, self.crop, self.seed = image_set, list(names), crop, seed
         self.labels = None if labels is None else torch.from_numpy(labels).float()
-        self.targets = targets
+        self.targets, self.maps = targets, maps
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +78,8 @@ class EpochSet(Dataset):
                 f"label map {self.targets}/{name}.png is {ids.shape[0]} x {ids.shape[1]}, its "
                 f"image {image.shape[0]} x {image.shape[1]}; run the stage that makes it again"
             )
-        cropped = self.crop(image, np.random.default_rng([self.seed, epoch, index]), ids)
+        maps = None if self.maps is None else self.maps(name)
+        cropped = self.crop(image, np.random.default_rng([self.seed, epoch, index]), ids, maps)
         sample: Sample = {
             "image": cropped.image,
             "valid": cropped.valid,
@@ -85,6 +90,8 @@ class EpochSet(Dataset):
             sample["label"] = self.labels[index]
         if cropped.target is not None:
             sample["target"] = cropped.target
+        if cropped.maps is not None:
+            sample["maps"] = cropped.maps
         return sample
 
 
@@ -97,8 +104,9 @@ class WholeSet(Dataset):
     """Whole pictures for prediction.
 
     A sample has `images` (list of (3, h_s, w_s)), `name` and `size` (2,), with image labels
-    `label` (N,), with label maps `target` (H, W), if wanted the `picture` (H, W, 3) uint8. One
-    that can't be read has `images` None if `lenient`, else it is an error.
+    `label` (N,), with label maps `target` (H, W), with class maps `maps` (N, h, w), if wanted the
+    `picture` (H, W, 3) uint8. One that can't be read has `images` None if `lenient`, else it is an
+    error.
     """
 
     def __init__(
@@ -110,6 +118,7 @@ class WholeSet(Dataset):
         targets: Path | None = None,
         picture: bool = False,
         lenient: bool = False,
+        maps: ReadMaps | None = None,
     ) -> None:
         """Keep what a sample is made of.
 
@@ -121,9 +130,11 @@ class WholeSet(Dataset):
             targets: folder of label maps NAME.png.
             picture: whether samples hold the picture itself.
             lenient: pass over what can't be read.
+            maps: class maps of an earlier run.
         """
         self.image_set, self.names, self.inputs = image_set, list(names), inputs
         self.labels, self.targets, self.picture, self.lenient = labels, targets, picture, lenient
+        self.maps = maps
 
     def __len__(self) -> int:
         return len(self.names)
@@ -147,6 +158,8 @@ class WholeSet(Dataset):
         if self.targets is not None:
             ids = read_target(self.image_set, self.targets, name)
             sample["target"] = torch.from_numpy(ids)
+        if self.maps is not None:
+            sample["maps"] = torch.from_numpy(self.maps(name))
         if self.picture:
             sample["picture"] = torch.from_numpy(picture)
         return sample
@@ -161,6 +174,7 @@ class WholeSet(Dataset):
             self.targets,
             self.picture,
             self.lenient,
+            self.maps,
         )
 
     def only(self, names: Sequence[str]) -> WholeSet:

@@ -17,6 +17,7 @@ from wsss.errors import WsssError
 from wsss.settings import Colour
 
 Size = tuple[int, int]  # height, width
+MAP_STRIDE = 16  # of class maps that a training crop comes with
 
 
 def scaled_size(size: Size, scale: float) -> Size:
@@ -157,6 +158,8 @@ class Cropped(NamedTuple):
     """(S, S) float32: 1 on the image, 0 beside it."""
     target: Tensor | None
     """(S, S) int64 class ids of the label map, `pad_label` beside it; None without one."""
+    maps: Tensor | None = None
+    """(N, S / 16, S / 16) float32, rounded up: class maps, 0 beside the image; or None."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,11 @@ class Crop:
     pad_label: int = VOID
 
     def __call__(
-        self, image: np.ndarray, rng: np.random.Generator, labels: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        labels: np.ndarray | None = None,
+        maps: np.ndarray | None = None,
     ) -> Cropped:
         """Crop one image.
 
@@ -196,6 +203,7 @@ class Crop:
             image: (H, W, 3) uint8 RGB.
             rng: where all of the crop's randomness comes from.
             labels: (H, W) uint8 class ids.
+            maps: (N, h, w) float32 class maps of the whole image, of any resolution.
         """
         size = self.draw_size((image.shape[0], image.shape[1]), rng)
         mirrored = self.mirror and bool(rng.random() < 0.5)
@@ -209,13 +217,33 @@ class Crop:
         window = pixels[:, source[0], source[1]]
         crop[:, target[0], target[1]] = normalize(window, self.mean, self.std)
         valid[target] = 1
+        given = None if maps is None else self._sampled(maps, size, mirrored, parts)
         if labels is None:
-            return Cropped(crop, valid, None)
+            return Cropped(crop, valid, None, given)
         ids = resize_labels(torch.from_numpy(labels), size)
         ids = ids.flip(-1) if mirrored else ids
         cropped_ids = torch.full((self.side, self.side), self.pad_label, dtype=torch.int64)
         cropped_ids[target] = ids[source].long()
-        return Cropped(crop, valid, cropped_ids)
+        return Cropped(crop, valid, cropped_ids, given)
+
+    def _sampled(
+        self, maps: np.ndarray, size: Size, mirrored: bool, parts: list[tuple[slice, slice]]
+    ) -> Tensor:
+        """Class maps of the whole image at the centers of the square's cells of 16 pixels."""
+        cells = (torch.arange(-(-self.side // MAP_STRIDE)) + 0.5) * MAP_STRIDE
+        rows, columns = (
+            # -1 and 1 are the image's two edges
+            2 * (cells + (source.start or 0) - (target.start or 0)) / length - 1
+            for (source, target), length in zip(parts, size, strict=True)
+        )
+        places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+        inside = (places.abs() <= 1).all(dim=-1)
+        if mirrored:
+            places[..., 0].neg_()
+        sampled = torch.nn.functional.grid_sample(
+            torch.from_numpy(maps)[None], places[None], padding_mode="border", align_corners=False
+        )
+        return sampled[0] * inside
 
     def _overlap(self, length: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """Along one axis: the part of the image that is seen, and its place in the square."""

@@ -21,6 +21,15 @@ from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 
 MASKS = "masks"
+LABELS = "labels"  # beside masks in which unsure pixels are 255: the same with their best label
+
+
+def label_folder(stage: Path) -> Path:
+    """The label maps of a stage that are scored: those in which every pixel has a label."""
+    labels = stage / LABELS
+    return labels if labels.is_dir() else stage / MASKS
+
+
 REMAKE = "make it again, under another run_name= or with overwrite=true"
 
 

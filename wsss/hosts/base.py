@@ -7,9 +7,11 @@ the maps of any of them: it is asked with what the host has seen and knows nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,6 +47,16 @@ class Seen:
         shape = self.features[max(len(self.features) - 2, 0)].shape
         return shape[-2], shape[-1]
 
+    def with_extra(self, **more: Tensor) -> Seen:
+        """The same with more in `extra`."""
+        return replace(self, extra={**self.extra, **more})
+
+    def with_mirror(self) -> Seen:
+        """As if the mirror image of a single image showed the mirror image of what is seen."""
+        features = tuple(torch.cat([one, one.flip(-1)]) for one in self.features)
+        maps = torch.cat([self.activation, self.activation.flip(-1)])
+        return Seen(features, maps, self.extra)
+
 
 def add_mirror(pair: Tensor) -> Tensor:
     """Maps or features of an image and of its mirror image (2, C, h, w), added, (1, C, h, w)."""
@@ -65,7 +77,10 @@ class Host(nn.Module):
         trains: whether it has anything to learn; without, and without a method that has,
             stage=train has nothing to do.
         needs_grad: whether map making computes gradients.
+        mirrors: whether maps are made of an image and its mirror image, instead of the image.
         reads_labels: whether it needs a label map of each image, `target` in batches and samples.
+        reads_maps: whether it needs class maps of an earlier run, `maps` in batches and samples,
+            which `read_maps` gives.
         channels: channels of `Seen.features`.
         mean: channel means that input images in [0, 1] are normalized with.
         std: their standard deviations.
@@ -76,7 +91,9 @@ class Host(nn.Module):
     on_backbone: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     needs_grad: ClassVar[bool] = False
+    mirrors: ClassVar[bool] = True
     reads_labels: ClassVar[bool] = False
+    reads_maps: ClassVar[bool] = False
 
     channels: tuple[int, ...]
     mean: Colour
@@ -155,6 +172,10 @@ class Host(nn.Module):
     def test_size(self, size: Size, scale: float) -> Size:
         """Size of the network's input for a picture of `size` at a scale."""
         return scaled_size(size, scale)
+
+    def read_maps(self, name: str) -> np.ndarray:
+        """Class maps of an earlier run, (N, h, w) float32, of the image `name`."""
+        raise RuntimeError(f"{type(self).__name__} must implement read_maps")
 
     def folded(self) -> None:
         """Called once before map making: fold what needs not stay apart in inference."""

@@ -25,11 +25,13 @@ class Network(Protocol):
         """Where it runs."""
         ...
 
-    def __call__(self, images: Tensor, label: Tensor) -> Seen:
+    def __call__(self, images: Tensor, label: Tensor, given: Tensor | None = None) -> Seen:
         """What the host sees in normalized images (B, 3, H, W) with image labels (B, N)."""
         ...
 
-    def see_pair(self, image: Tensor, label: Tensor) -> tuple[Seen, Tensor]:
+    def see_pair(
+        self, image: Tensor, label: Tensor, given: Tensor | None = None
+    ) -> tuple[Seen, Tensor]:
         """An image (3, H, W) and its mirror image: what is seen, and the CAM M (1, N, h, w)."""
         ...
 

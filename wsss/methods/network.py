@@ -52,30 +52,42 @@ class SeedNetwork(pl.LightningModule):
         """Whether there is anything to train."""
         return self.host.trains or self.branch is not None
 
-    def forward(self, images: Tensor, label: Tensor) -> Seen:
-        """What the host sees in normalized images (B, 3, H, W) with image labels (B, N)."""
-        return self.host(images.contiguous(memory_format=self.layout), label)
+    def forward(self, images: Tensor, label: Tensor, given: Tensor | None = None) -> Seen:
+        """What the host sees in normalized images (B, 3, H, W) with image labels (B, N).
 
-    def see_pair(self, image: Tensor, label: Tensor) -> tuple[Seen, Tensor]:
+        Class maps of an earlier run (B, N, h, w) come with it as `extra["given"]`.
+        """
+        seen = self.host(images.contiguous(memory_format=self.layout), label)
+        return seen if given is None else seen.with_extra(given=given)
+
+    def see_pair(
+        self, image: Tensor, label: Tensor, given: Tensor | None = None
+    ) -> tuple[Seen, Tensor]:
         """An image (3, H, W) and its mirror image: what is seen, and the CAM M (1, N, h, w)."""
-        seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
+        seen = self._look(image, label, given)
         return seen, self.host.general_pair(seen)
 
-    def maps(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def _look(self, image: Tensor, label: Tensor, given: Tensor | None) -> Seen:
+        if not self.host.mirrors:
+            return self(image[None], label[None]).with_mirror()
+        pair = None if given is None else torch.stack([given, given.flip(-1)])
+        return self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1), pair)
+
+    def maps(self, image: Tensor, label: Tensor, given: Tensor | None = None) -> dict[str, Tensor]:
         """Class maps of one image at one scale, of each of `kinds`, before fusion over scales.
 
         Args:
             image: (3, H, W), normalized.
             label: (N,), 1 for present classes.
+            given: class maps of an earlier run, (N, h, w), where the host reads them.
 
         Returns:
             (K, h, w) of the K present classes in ascending order, or (K+1, h, w) with the
             background first where the kind has one.
         """
         if self.branch is None:
-            seen = self(torch.stack([image, image.flip(-1)]), label[None].expand(2, -1))
-            return self.host.maps(seen, label)
-        seen, cam = self.see_pair(image, label)
+            return self.host.maps(self._look(image, label, given), label)
+        seen, cam = self.see_pair(image, label, given)
         own = self.branch.maps(seen, cam, label)
         refined = {kind: self.host.refine(seen, values, label) for kind, values in own.items()}
         return {**self.host.maps(seen, label), **refined}
@@ -100,7 +112,7 @@ class SeedNetwork(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """The sum of the host's and the method's loss terms; all are logged."""
-        seen = self(batch["image"], batch["label"])
+        seen = self(batch["image"], batch["label"], batch.get("maps"))
         losses: dict[str, Tensor] = {}
         if self.host.trains:
             weight = self.branch.host_weight if self.branch else 1.0

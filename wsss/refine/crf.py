@@ -14,6 +14,8 @@ from wsss.settings import Count, NotNegative, Positive, settings
 # What leaving labels out may change in a pixel's shares, in an iteration.
 LEFT_OUT = 1e-4
 
+Complement = Literal["complement"]
+
 
 @settings
 class CrfSettings:
@@ -313,21 +315,25 @@ def _by_pydensecrf(image: np.ndarray, unary: np.ndarray, settings: CrfSettings) 
 
 
 def seed_probabilities(
-    maps: np.ndarray, classes: np.ndarray, background: float, power: float
+    maps: np.ndarray, classes: np.ndarray, background: float | Complement, power: float
 ) -> np.ndarray:
     """Class maps as probabilities of background and present classes.
 
     Args:
         maps: (K, H, W) in [0, 1], or (K + 1, H, W) with their own background first.
         classes: (K,) ids of the foreground channels.
-        background: Constant background of maps without their own.
+        background: Background of maps without their own: a constant, or `complement`, 1 - max
+            (CLIP-ES).
         power: Exponent; above 1 it makes the probabilities surer.
 
     Returns:
         (K + 1, H, W) float32 that sum to 1; their arg max is the raw seed.
     """
     if len(maps) == len(classes):
-        constant = np.full((1, *maps.shape[1:]), background, dtype=np.float32)
-        maps = np.concatenate([constant, maps])
+        if background == "complement":
+            behind = 1 - maps.max(axis=0, keepdims=True, initial=0)
+        else:
+            behind = np.full((1, *maps.shape[1:]), background, dtype=np.float32)
+        maps = np.concatenate([behind, maps])
     raised = np.clip(maps, 1e-5, None) ** power
     return (raised / raised.sum(axis=0, keepdims=True)).astype(np.float32)

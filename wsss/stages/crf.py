@@ -14,9 +14,16 @@ from wsss.build.settings import SeedCrf, Settings
 from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
-from wsss.data.masks import write_mask
+from wsss.data.masks import VOID, write_mask
 from wsss.data.photographs import load_image
-from wsss.evaluation.scoring import MASKS, MaskScore, SeedScore, scored_names
+from wsss.evaluation.scoring import (
+    LABELS,
+    MASKS,
+    MaskScore,
+    SeedScore,
+    label_folder,
+    scored_names,
+)
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import crf_from_probabilities, seed_probabilities
@@ -30,7 +37,7 @@ class RefineSeeds:
 
     image_set: ImageSet
     source: MapSource
-    target: Path
+    folder: Path
     options: SeedCrf
 
     def __call__(self, name: str) -> None:
@@ -40,9 +47,13 @@ class RefineSeeds:
         maps = enlarge(stored.maps[self.source.kind], stored.size)
         options = self.options
         scores = seed_probabilities(maps, stored.classes, options.background, options.power)
-        labels = crf_from_probabilities(image, scores, options).argmax(axis=0)
+        shares = crf_from_probabilities(image, scores, options)
         ids = np.concatenate([[0], stored.classes])
-        write_mask(self.target / f"{name}.png", ids[labels].astype(np.uint8))
+        labels = ids[shares.argmax(axis=0)].astype(np.uint8)
+        if options.confidence is not None:
+            write_mask(self.folder / LABELS / f"{name}.png", labels)
+            labels[shares.max(axis=0) < options.confidence] = VOID
+        write_mask(self.folder / MASKS / f"{name}.png", labels)
 
 
 def run(s: Settings) -> Result:
@@ -60,19 +71,19 @@ def run(s: Settings) -> Result:
     if job.finished or not job.main:
         return job.result()
     masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
-    refine = RefineSeeds(image_set, source, masks, options)
+    refine = RefineSeeds(image_set, source, job.path, options)
     parallel(refine, still_missing(names, (masks, ".png")), "crf", workers)
     scored = scored_names(image_set, s.data.eval_split, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     columns = {
-        f"{source.kind} seed": seed_column(source.folder, source.kind, options.background),
+        f"{source.kind} seed": seed_column(source.folder, source.kind, options.constant),
         "+ CRF": mask_column(masks, image_set.num_classes),
     }
     text = ""
     if scored:
         scores = {
-            "seed": SeedScore(image_set, source, options.background),
-            "crf": MaskScore(image_set, masks),
+            "seed": SeedScore(image_set, source, options.constant),
+            "crf": MaskScore(image_set, label_folder(job.path)),
         }
         rows = job.scores(scores, scored, "crf", workers, image_labels_known=True)
         facts |= {"seed_miou": rows["seed"]["miou"], "miou": rows["crf"]["miou"]}

@@ -20,7 +20,14 @@ from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
 from wsss.data.masks import write_mask
 from wsss.data.transforms import Pyramid
-from wsss.evaluation.scoring import MASKS, MaskScore, Score, SeedScore, scored_names
+from wsss.evaluation.scoring import (
+    MASKS,
+    MaskScore,
+    Score,
+    SeedScore,
+    label_folder,
+    scored_names,
+)
 from wsss.files import atomic
 from wsss.maps.files import MapSource
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
@@ -124,5 +131,5 @@ def scores_of(s: Settings, image_set: ImageSet, source: MapSource, masks: Path) 
     found: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
     crf = s.folder("crf")
     if (crf / MANIFEST).is_file():
-        found["crf"] = MaskScore(image_set, crf / MASKS)
+        found["crf"] = MaskScore(image_set, label_folder(crf))
     return {**found, "irn_masks": MaskScore(image_set, masks)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from wsss.build.identity import find_checkpoint, images_of, label_maps_of
+from wsss.build.identity import find_checkpoint, given_of, images_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import MakeCamSettings, Settings, plain
@@ -41,7 +41,8 @@ class MapMaker(pl.LightningModule):
         stride = self.options.stride
         grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
         with torch.set_grad_enabled(host.needs_grad):
-            by_scale = [self.network.maps(image, label) for image in sample["images"]]
+            given = sample.get("maps")
+            by_scale = [self.network.maps(image, label, given) for image in sample["images"]]
         maps = {
             kind: host.fuse(kind, [scale[kind].detach() for scale in by_scale], grid, sample)
             .cpu()
@@ -72,17 +73,13 @@ def run(s: Settings) -> Result:
     image_set = build_image_set(s)
     checkpoint, source = find_checkpoint(s, "make_cam", image_set.classes)
     split = s.data.infer_split
-    inputs = {
-        "train": source,
-        **images_of(s, image_set, split),
-        **label_maps_of(s, image_set, split, "make_cam"),
-    }
     names = image_set.names(split)
+    inputs = images_of(s, image_set, split) | given_of(s, image_set, split, "make_cam")
     job = Job(
         s,
         "make_cam",
         map_identity(s),
-        inputs,
+        {"train": source, **inputs},
         needs=lambda path: [path / MAPS / f"{name}.npz" for name in names],
     )
     if job.finished:

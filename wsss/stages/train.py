@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsss.build.identity import images_of, label_maps_of, training_identity
+from wsss.build.identity import given_of, images_of, training_identity
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
     build_image_set,
@@ -19,7 +19,7 @@ def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask is ever read."""
     image_set = build_image_set(s)
     split = s.data.train_split
-    inputs = {**images_of(s, image_set, split), **label_maps_of(s, image_set, split, "train")}
+    inputs = images_of(s, image_set, split) | given_of(s, image_set, split, "train")
     learns = s.host.make.trains or s.method.branch is not None  # type: ignore[attr-defined]
     job = Job(
         s,

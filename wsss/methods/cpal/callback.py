@@ -68,7 +68,8 @@ def refill(network: Network, branch: Any, images: WholeSet) -> None:
     places = [classes[0]]
     for place, sample in enumerate(track(mine.loader(), "refilling the bank", total=len(mine))):
         label = sample["label"][None].to(network.device)
-        seen = network(sample["images"][0][None].to(network.device), label)
+        given = sample["maps"][None].to(network.device) if "maps" in sample else None
+        seen = network(sample["images"][0][None].to(network.device), label, given)
         z, cam = branch.project(seen.features), network.host.general(seen)
         found, index = branch.anchors(z, seen.features[-1], cam, label)
         anchors.append(found)
