@@ -6,14 +6,13 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from annotated_types import Len
 from PIL import Image
 from timm.data import create_transform
-from typing_extensions import Annotated
 
 from wsss.data.transforms import Cropped, check_range
 from wsss.settings import Colour, Positive, Share, settings
@@ -26,7 +25,7 @@ class AugmentSettings:
     Attributes:
         scale: share of the image's area that is cut out, [smallest, largest].
         ratio: its width by its height, [smallest, largest].
-        policy: timm's name of a policy of changes (RandAugment); None: none.
+        policy: timm's name of a policy of changes (RandAugment); None: color jitter alone.
         erasing: chance that a rectangle is replaced by noise.
     """
 
@@ -73,7 +72,6 @@ class RandomSquare:
             scale=self.options.scale,
             ratio=self.options.ratio,
             hflip=0.5,
-            color_jitter=None,  # as timm does where there is a policy
             auto_augment=self.options.policy,
             interpolation="bicubic",
             re_prob=self.options.erasing,
