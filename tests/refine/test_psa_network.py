@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_any_backbone_can_be_the_body() -> None:
         BackboneBody(backbone)
 
 
-def test_published_files_load_as_they_are(monkeypatch) -> None:
+def test_published_files_load_as_they_are(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
     monkeypatch.setattr("wsss.backbones.resnet38.he_init", lambda module: None)
     monkeypatch.setattr(nn.init, "kaiming_normal_", lambda tensor, **options: tensor)
@@ -104,14 +105,17 @@ def test_published_files_load_as_they_are(monkeypatch) -> None:
     }
     classifier = {n: v for n, v in file.items() if not n.startswith("f")}
     classifier["fc8.weight"] = torch.zeros(20, 4096, 1, 1)
-    load_published(network, classifier, "cls.pth")
+    torch.save(classifier, tmp_path / "cls.pth")
+    load_published(network, tmp_path / "cls.pth")
     assert torch.equal(network.f8_3.weight, head)
-    load_published(network, file, "aff.pth")
+    torch.save(file, tmp_path / "aff.pth")
+    load_published(network, tmp_path / "aff.pth")
     for i, value in enumerate(network.state_dict().values()):
         assert float(value.flatten()[0]) == i
     del file["b4_3.conv_branch2a.weight"]
-    with pytest.raises(WsssError, match=r"aff\.pth.*b4_3"):
-        load_published(network, file, "aff.pth")
+    torch.save(file, tmp_path / "aff.pth")
+    with pytest.raises(WsssError, match=r"refine\.psa\.weights=.*aff\.pth.*b4_3"):
+        load_published(network, tmp_path / "aff.pth")
 
 
 @pytest.mark.parametrize("size", [(30, 70), (64, 48), (48, 48), (100, 90)])

@@ -6,26 +6,81 @@ Supervised Semantic Segmentation" (PSA), CVPR 2018.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import PolynomialLR
 from torchvision.transforms.v2 import functional as V
 
-from wsss.backbones.base import Backbone, load_weights
+from wsss.backbones.base import Backbone, load_weights, read_state_dict
 from wsss.backbones.frozen_norm import freeze_norms
 from wsss.backbones.resnet38 import ResNet38Body
+from wsss.data.base import ImageSet
+from wsss.data.datamodule import EpochSet, Sample
+from wsss.data.photographs import load_image
 from wsss.data.transforms import normalize, to_tensor
 from wsss.errors import WsssError
-from wsss.refine.psa import STRIDE, cell_labels
+from wsss.maps.files import read_class_maps
+from wsss.refine.affinity import affinity_labels, pair_loss
+from wsss.refine.paths import path_index
+from wsss.refine.psa import READINGS, STRIDE, cell_labels, pair_affinity
+from wsss.run.callbacks import log_losses
+from wsss.settings import Below1, Count, NotNegative, Positive, settings
 
 WIDTHS = (64, 128, 256)  # of the three features, side by side
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
+
+
+@settings
+class PSAOptimizer:
+    """SGD with the poly schedule per step.
+
+    Attributes:
+        lr: rate of the body; the layers on it take ten times that.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        poly_power: of lr (1 - step / steps) ^ power.
+    """
+
+    lr: Positive = 0.01
+    momentum: Below1 = 5e-4
+    weight_decay: NotNegative = 5e-4
+    poly_power: Positive = 0.9
+
+
+@settings
+class PSASettings:
+    """Training of PSA.
+
+    Attributes:
+        network: the body: ResNet38d as published, or the network of the group `backbone`.
+        weights: file with the initial weights of ResNet38d, as PSA's authors distribute them;
+            None: from nothing.
+        radius: pairs are closer than this many cells of the stride-8 grid.
+        batch_size: over all processes together.
+        max_epochs: length of the training.
+        crop_size: side of the training crop, pixels; a multiple of 8.
+        gradient_clip_val: norm; None: not clipped.
+        optimizer: how it learns.
+    """
+
+    network: Literal["resnet38d", "backbone"] = "resnet38d"
+    weights: str | None = None
+    radius: Annotated[int, Ge(2)] = 5
+    batch_size: Count = 8
+    max_epochs: Count = 5
+    crop_size: Annotated[int, Ge(STRIDE), MultipleOf(STRIDE)] = 448
+    gradient_clip_val: Positive | None = None
+    optimizer: PSAOptimizer = PSAOptimizer()
 
 
 class Body(Protocol):
@@ -125,25 +180,28 @@ class PSANetwork(nn.Module):
         return [p for p in self.body.parameters() if p.requires_grad]
 
 
-def load_published(network: PSANetwork, state: Mapping[str, Tensor], source: str) -> None:
-    """Fill a network on ResNet38d with the published files' weights, which have names of their own.
+def load_published(network: PSANetwork, weights: str | Path) -> None:
+    """Fill a network on ResNet38d with a published file's weights, which have names of their own.
 
     Args:
         network: the network to fill.
-        state: of a trained PSA network, or of a classifier on the same body: its layers on the
-            body then stay as they were initialized.
-        source: what to call the file in a message.
+        weights: file of a trained PSA network, or of a classifier on the same body: the layers on
+            the body then stay as they were initialized.
 
     Raises:
-        WsssError: weights of the body are missing or of another shape.
+        WsssError: the file is missing or broken, or of another network.
     """
+    state = {n.removeprefix("module."): v for n, v in read_state_dict(weights).items()}
     named = {
         name if name.startswith(("f8_", "f9.")) else f"body.{name}": value
         for name, value in state.items()
     }
     own = network.state_dict()
     head = {n: v for n, v in own.items() if not n.startswith("body.") and n not in named}
-    load_weights(network, {**named, **head}, source, ignore=("body.fc8",))
+    try:
+        load_weights(network, {**named, **head}, str(weights), ignore=("body.fc8",))
+    except WsssError as error:
+        raise WsssError(str(error).replace("backbone", "refine.psa", 1)) from error
 
 
 @dataclass(frozen=True)
@@ -205,3 +263,91 @@ def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
             change = getattr(V, f"adjust_{name}")
             image = change(image, float(rng.uniform(1 - amount, 1 + amount)))
     return image
+
+
+class PosteriorSet(EpochSet):
+    """Training samples of PSA: `image` (3, S, S) and `target` (S / 8, S / 8), see `PSACrop`.
+
+    Args:
+        image_set: gives the image files; its masks are never read.
+        names: the images.
+        posteriors: folder of the files of both readings, NAME.npz.
+        crop: the training crop.
+        seed: seed of the crops.
+    """
+
+    def __init__(
+        self, image_set: ImageSet, names: Sequence[str], posteriors: Path, crop: PSACrop, seed: int
+    ) -> None:
+        super().__init__(image_set, names, crop, seed)  # type: ignore[arg-type]
+        self.posteriors, self.psa_crop = posteriors, crop
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Sample `index` as `epoch` sees it, for key = (epoch, index)."""
+        epoch, index = key
+        name = self.names[index]
+        image = load_image(self.image_set.image_path(name))
+        path = self.posteriors / f"{name}.npz"
+        readings = read_class_maps(path).maps
+        if any(readings[kind].shape[1:] != image.shape[:2] for kind in READINGS):
+            raise WsssError(f"{path}: is of another image size; delete it, run stage=psa_labels")
+        rng = np.random.default_rng([self.seed, epoch, index])
+        cautious, generous = (readings[kind] for kind in READINGS)
+        crop, labels = self.psa_crop(image, cautious, generous, rng)
+        return {"image": crop, "target": labels, "name": name}
+
+
+class PSAModule(pl.LightningModule):
+    """Trains the network from the labels of cells.
+
+    Args:
+        network: the network.
+        radius: pairs are closer than this.
+        optimizer: how it learns.
+    """
+
+    def __init__(self, network: PSANetwork, radius: int, optimizer: PSAOptimizer) -> None:
+        super().__init__()
+        self.network = network
+        self.index = path_index(radius)
+        self.optimizer_options = optimizer
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Background and foreground pairs weigh a quarter each, pairs of two classes a half."""
+        affinity = pair_affinity(self.network(batch["image"]), self.index)
+        losses = pair_loss(affinity, affinity_labels(batch["target"], self.index))
+        return log_losses(self, losses, len(affinity), factor=0.5)
+
+    def configure_optimizers(self) -> Any:
+        """SGD, ten times the rate for the layers on the body, and the poly schedule per step."""
+        o = self.optimizer_options
+        groups = [
+            {"params": self.network.body_parameters(), "lr": o.lr, "name": "body"},
+            {"params": self.network.head_parameters(), "lr": 10 * o.lr, "name": "head"},
+        ]
+        optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            momentum=o.momentum,
+            weight_decay=o.weight_decay,
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = PolynomialLR(optimizer, total_iters=steps, power=o.poly_power)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
+
+
+def padded_features(network: PSANetwork, image: Tensor) -> Tensor:
+    """Features of a whole image, padded with zeros at the right and below to a multiple of 8.
+
+    Args:
+        network: in evaluation mode.
+        image: (3, H, W), normalized.
+
+    Returns:
+        (448, ceil(H / 8), ceil(W / 8)) float32.
+    """
+    height, width = image.shape[-2:]
+    feature: Tensor = network(F.pad(image, (0, -width % STRIDE, 0, -height % STRIDE))[None])
+    return feature[0].float()
