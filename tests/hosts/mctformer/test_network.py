@@ -92,6 +92,19 @@ def test_any_size_is_cut_to_whole_patches(size: tuple[int, int]) -> None:
     torch.testing.assert_close(cut.patches[-1], tokens.patches[-1], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_features_are_those_after_each_quarter_of_the_blocks() -> None:
+    network, image = small(depth=6, attention_layers=1), torch.randn(1, 3, 32, 32)
+    seen = []
+    for block in network.blocks:
+        block.norm1.register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    tokens = network(image)
+    for number, feature in zip((1, 3, 4), tokens.patches, strict=False):
+        entering = seen[number][:, 3:].transpose(1, 2).reshape(1, 12, 4, 4)
+        torch.testing.assert_close(feature, entering)
+    assert len(tokens.patches) == 4
+
+
 def test_an_image_below_a_patch_is_told() -> None:
     with pytest.raises(WsssError, match="smaller than a patch"):
         small()(torch.zeros(1, 3, 7, 20))
@@ -219,7 +232,7 @@ def test_a_file_of_another_network_is_told(tmp_path: Path) -> None:
     [
         ({"image_size": 30}, "image_size=30"),
         ({"heads": 5}, "width=12"),
-        ({"depth": 6}, "depth=6"),
+        ({"depth": 3}, "depth=3"),
         ({"attention_layers": 5}, "attention_layers=5"),
     ],
 )

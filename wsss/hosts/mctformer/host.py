@@ -18,7 +18,7 @@ from wsss.hosts.mctformer.functional import (
     refine_by_affinity,
     token_logits,
 )
-from wsss.hosts.mctformer.network import ClassTokenTransformer, load_transformer
+from wsss.hosts.mctformer.network import QUARTERS, ClassTokenTransformer, load_transformer
 from wsss.hosts.mctformer.transform import AugmentSettings, RandomSquare
 from wsss.maps.functional import classification_loss, normalize_cam
 from wsss.settings import Below1, Count, settings
@@ -93,7 +93,7 @@ class MCTformerV1(Host):
         )
         if pretrained and options.weights is not None:
             load_transformer(self.network, options.weights)
-        self.channels = (options.width,) * 4
+        self.channels = (options.width,) * QUARTERS
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, images: Tensor, label: Tensor) -> Seen:

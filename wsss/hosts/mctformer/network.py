@@ -21,6 +21,8 @@ from wsss.backbones.base import downloading, load_weights, read_state_dict
 from wsss.errors import WsssError
 from wsss.hosts.mctformer.functional import attend_and_add, class_to_patch, resize_positions
 
+QUARTERS = 4  # patch tokens are given after each quarter of the blocks
+
 
 class Tokens(NamedTuple):
     """What comes out of the transformer."""
@@ -79,9 +81,9 @@ class ClassTokenTransformer(nn.Module):
             )
         if width % heads:
             raise WsssError(f"host.width={width}: must be a multiple of host.heads={heads}")
-        if depth % 4 or attention_layers > depth:
+        if depth < max(QUARTERS, attention_layers):
             raise WsssError(
-                f"host.depth={depth}: must be a multiple of 4 and at least "
+                f"host.depth={depth}: must be at least {QUARTERS} and "
                 f"host.attention_layers={attention_layers}"
             )
         self.num_classes, self.patch_size = num_classes, patch_size
@@ -143,12 +145,12 @@ class ClassTokenTransformer(nn.Module):
             patches.new_zeros(len(image), count, count, dtype=torch.float32) if affinity else None
         )
         attention = patches.new_zeros(len(image), classes, count, dtype=torch.float32)
-        maps = []
-        first = len(self.blocks) - self.attention_layers
+        maps, depth = [], len(self.blocks)
+        ends = {depth * quarter // QUARTERS for quarter in range(1, QUARTERS + 1)}
         blocks: Iterable[Any] = self.blocks
         for number, block in enumerate(blocks):
             query, key, value = _heads(block.attn, block.norm1(tokens))
-            if number >= first:
+            if number >= depth - self.attention_layers:
                 attention = attention + class_to_patch(query, key, classes)
             if total is None:
                 answer = F.scaled_dot_product_attention(query, key, value)
@@ -157,7 +159,7 @@ class ClassTokenTransformer(nn.Module):
             answer = block.attn.proj(answer.transpose(1, 2).flatten(2))
             tokens = tokens + block.drop_path1(answer)
             tokens = tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
-            if (number + 1) % (len(self.blocks) // 4) == 0:
+            if number + 1 in ends:
                 maps.append(tokens[:, classes:].transpose(1, 2).unflatten(2, grid))
         return Tokens(tokens[:, :classes], tuple(maps), attention.unflatten(2, grid), total)
 
