@@ -153,6 +153,20 @@ def test_drop_path_rises_linearly_and_acts_in_training_alone() -> None:
     assert not torch.equal(dropping(image).classes, dropping(image).classes)
 
 
+def test_a_local_start_attends_to_near_patches_first() -> None:
+    torch.manual_seed(0)
+    network = ClassTokenTransformer(3, image_size=64, patch_size=8, width=48, depth=4, locality=2.0)
+    tokens = network(torch.randn(2, 3, 64, 64), affinity=True)
+    places = torch.cartesian_prod(torch.arange(8), torch.arange(8)).float()
+    distance = torch.cdist(places, places).round()
+    mean = tokens.affinity.mean(0)
+    near, middle, far = (mean[distance == d].mean() for d in (1, 3, 7))
+    assert near > 2 * middle > 4 * far
+    plain = ClassTokenTransformer(3, image_size=64, patch_size=8, width=48, depth=4)
+    mean = plain(torch.randn(2, 3, 64, 64), affinity=True).affinity.mean(0)
+    assert mean[distance == 1].mean() < 1.1 * mean[distance == 7].mean()
+
+
 def deit(side: int = 4, classes: int = 1) -> dict[str, Tensor]:
     """A file as DeiT's, of the small form."""
     torch.manual_seed(1)

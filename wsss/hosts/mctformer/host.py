@@ -21,7 +21,7 @@ from wsss.hosts.mctformer.functional import (
 from wsss.hosts.mctformer.network import QUARTERS, ClassTokenTransformer, load_transformer
 from wsss.hosts.mctformer.transform import AugmentSettings, RandomSquare
 from wsss.maps.functional import classification_loss, normalize_cam
-from wsss.settings import Below1, Count, settings
+from wsss.settings import Below1, Count, NotNegative, settings
 
 
 @settings
@@ -38,6 +38,8 @@ class MCTformerSettings:
         heads: attention heads of a block.
         drop_path: chance that a branch of the last block is left out in training.
         attention_layers: the class tokens' attention is summed over so many of the last blocks.
+        locality: above 0 a network from nothing begins with attention to near patches; how
+            strongly, see `ClassTokenTransformer.begin_local`.
         augment: the training transform.
     """
 
@@ -49,6 +51,7 @@ class MCTformerSettings:
     heads: Count = 6
     drop_path: Below1 = 0.1
     attention_layers: Count = 3
+    locality: NotNegative = 0.0
     augment: AugmentSettings = AugmentSettings()
 
 
@@ -90,6 +93,7 @@ class MCTformerV1(Host):
             heads=options.heads,
             drop_path=options.drop_path,
             attention_layers=options.attention_layers,
+            locality=options.locality,
         )
         if pretrained and options.weights is not None:
             load_transformer(self.network, options.weights)

@@ -21,6 +21,8 @@ from wsss.backbones.base import downloading, load_weights, read_state_dict
 from wsss.errors import WsssError
 from wsss.hosts.mctformer.functional import attend_and_add, class_to_patch, resize_positions
 
+WAVES = 8.0  # ratio of the longest to the shortest wavelength of positions
+GAIN = 1.4  # of queries and keys that are alike: patches attend to about those within two cells
 QUARTERS = 4  # patch tokens are given after each quarter of the blocks
 
 
@@ -55,6 +57,7 @@ class ClassTokenTransformer(nn.Module):
         heads: int = 6,
         drop_path: float = 0.1,
         attention_layers: int = 3,
+        locality: float = 0.0,
     ) -> None:
         """Build the network; defaults are DeiT-small's and MCTformer's.
 
@@ -70,6 +73,7 @@ class ClassTokenTransformer(nn.Module):
                 linearly from 0.
             attention_layers: how many of the last blocks the class-to-patch attention is summed
                 over.
+            locality: see `begin_local`; 0: initialized as DeiT is.
 
         Raises:
             WsssError: the sizes don't fit each other.
@@ -111,6 +115,34 @@ class ClassTokenTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if locality > 0:
+            self.begin_local(locality)
+
+    @torch.no_grad()
+    def begin_local(self, strength: float) -> None:
+        """Let patches attend to near and similar ones before anything is learned.
+
+        Queries equal keys, and position vectors are waves whose products fall with the distance,
+        as trained transformers have them (Trockman and Kolter, "Mimetic Initialization of
+        Self-Attention Layers", ICML 2023). For networks that start from nothing on few images:
+        their patches would else all come to see the same.
+
+        Args:
+            strength: height of the waves; the patches' own content is about 1.
+        """
+        width, classes = self.pos_embed.shape[2], self.num_classes
+        side, count = math.isqrt(self.pos_embed.shape[1] - classes), width // 4
+        steps = torch.arange(side, dtype=torch.float32)
+        waves = steps[:, None] * WAVES ** -(torch.arange(count) / count)
+        waves = strength * torch.cat([waves.sin(), waves.cos()], dim=1)
+        down, across = waves[:, None].expand(-1, side, -1), waves.expand(side, -1, -1)
+        both = torch.cat([down, across], dim=2).flatten(0, 1)
+        self.pos_embed[0, classes:, : both.shape[1]] = both
+        blocks: Iterable[Any] = self.blocks
+        for block in blocks:
+            query, key, _ = block.attn.qkv.weight.chunk(3)
+            nn.init.normal_(query, std=GAIN * width**-0.5)
+            key.copy_(query)
 
     def grid(self, image: Tensor) -> tuple[int, int]:
         """(h, w) patches of images (..., H, W); what is left over at the right and below is cut.
