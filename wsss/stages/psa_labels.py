@@ -10,7 +10,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity
+from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.photographs import load_image
@@ -73,14 +73,18 @@ def reading_column(folder: Path, kind: str) -> Drawing:
 
 def run(s: Settings) -> Result:
     """Read what is not read yet."""
-    source = map_source(s, "psa_labels")
-    identity = refine_identity(s, source, "psa_labels")
-    job = Job(s, "psa_labels", identity, {"make_cam": source.hash})
+    image_set = build_image_set(s)
+    source = map_source(s, "psa_labels", image_set.classes)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "psa_labels",
+        refine_identity(s, source, "psa_labels"),
+        refine_inputs(s, source, image_set),
+        needs=lambda path: [path / POSTERIORS / f"{name}.npz" for name in names],
+    )
     if job.finished or not job.main:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     folder, workers = job.path / POSTERIORS, s.refine.workers
     work = MakePosteriors(image_set, source, folder, s.refine.psa_labels)
     parallel(work, still_missing(names, (folder, ".npz")), "psa_labels", workers)
@@ -97,5 +101,9 @@ def run(s: Settings) -> Result:
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
     told = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in shares.items())
     return job.close(
-        f"{len(names)} images, foreground {told}, in {{time}}", folder, kind=source.kind, **facts
+        f"{len(names)} images, foreground {told}, in {{time}}",
+        folder,
+        kind=source.kind,
+        class_names=list(image_set.classes),
+        **facts,
     )

@@ -12,7 +12,7 @@ import torch
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity
+from wsss.build.sources import map_source, refine_identity, refine_inputs
 from wsss.build.trainer import predict, still_missing
 from wsss.data.datamodule import WholeSet
 from wsss.data.masks import write_mask
@@ -55,18 +55,22 @@ class MaskMaker(pl.LightningModule):
 
 def run(s: Settings) -> Result:
     """Make the masks that are not there yet, then score them beside the seeds."""
-    source = map_source(s, "psa_masks")
+    image_set = build_image_set(s)
+    source = map_source(s, "psa_masks", image_set.classes)
     trained = s.folder("psa_train")
-    inputs = {
-        "make_cam": source.hash,
-        "psa_train": require(trained, "psa_train", "psa_masks")["hash"],
-    }
-    job = Job(s, "psa_masks", refine_identity(s, source, "psa_walk"), inputs)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "psa_masks",
+        refine_identity(s, source, "psa_walk"),
+        {
+            "psa_train": require(trained, "psa_train", "psa_masks")["hash"],
+            **refine_inputs(s, source, image_set),
+        },
+        needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
+    )
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
-    image_set.check(s.data.infer_split)
-    names = image_set.names(s.data.infer_split)
     masks = job.path / MASKS
     missing = still_missing(names, (masks, ".png"))
     if missing:
@@ -89,4 +93,5 @@ def run(s: Settings) -> Result:
         text = f"mIoU {shown}; "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
+    facts["class_names"] = list(image_set.classes)
     return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from wsss.backbones.resnet38 import ResNet38Body
-from wsss.build.job import Job, Result
-from wsss.build.objects import (
+from wsss.build.identity import (
     backbone_identity,
-    build_backbone,
-    build_image_set,
+    images_of,
     trainer_identity,
+    weights_identity,
 )
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_backbone, build_image_set
 from wsss.build.settings import Settings, plain
 from wsss.build.trainer import fit
 from wsss.data.datamodule import EpochData
@@ -37,9 +38,7 @@ WEIGHTS = "psa.pt"
 
 def psa_identity(s: Settings) -> dict[str, Any]:
     """All that the trained network depends on, the readings apart."""
-    options = plain(s.refine.psa)
-    if options["weights"]:
-        options["weights"] = Path(options["weights"]).name
+    options = {**plain(s.refine.psa), "weights": weights_identity(s, s.refine.psa.weights)}
     identity = {"psa": options, "trainer": trainer_identity(s), "seed": s.seed}
     if s.refine.psa.network == "backbone":
         identity["backbone"] = backbone_identity(s)
@@ -84,11 +83,14 @@ def load_psa(s: Settings, path: Path) -> PSANetwork:
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training."""
     options, labels = s.refine.psa, s.folder("psa_labels")
-    inputs = {"psa_labels": require(labels, "psa_labels", "psa_train")["hash"]}
-    job = Job(s, "psa_train", psa_identity(s), inputs)
+    image_set = build_image_set(s)
+    inputs = {
+        "psa_labels": require(labels, "psa_labels", "psa_train", image_set.classes)["hash"],
+        **images_of(s, image_set, s.data.infer_split, labels=False),
+    }
+    job = Job(s, "psa_train", psa_identity(s), inputs, needs=lambda path: [path / WEIGHTS])
     if job.finished:
         return job.result()
-    image_set = build_image_set(s)
     names = image_set.names(s.data.infer_split)
     network = build_psa(s)
     if choose_memory_format(s.trainer.memory_format) == "channels_last":
@@ -112,7 +114,7 @@ def run(s: Settings) -> Result:
     with atomic(job.path / WEIGHTS) as temporary:
         torch.save({k: v.cpu() for k, v in network.state_dict().items()}, temporary)
     return job.close(
-        f"{fitted.steps} steps in {{time}}, loss {fitted.loss:.4f}",
+        str(fitted),
         job.path / WEIGHTS,
         loss=fitted.loss,
         steps=fitted.steps,
