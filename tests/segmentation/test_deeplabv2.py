@@ -27,7 +27,7 @@ def uninitialized(monkeypatch) -> None:
     """Large networks are built quickly: what a file is to fill has no random numbers before."""
     monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda self: None)
     monkeypatch.setattr("wsss.segmentation.deeplabv2.he_init", lambda module: None)
-    monkeypatch.setattr("wsss.segmentation.resnet38.he_init", lambda module: None)
+    monkeypatch.setattr("wsss.backbones.resnet38.he_init", lambda module: None)
     monkeypatch.setattr(nn.init, "kaiming_normal_", lambda tensor, **options: tensor)
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.segmentation.resnet38 import Block, BottleneckBlock, ResNet38d
+from wsss.backbones.resnet38 import Block, BottleneckBlock
+from wsss.segmentation.resnet38 import ResNet38d
 
 
 def shuffled(network: nn.Module) -> nn.Module:

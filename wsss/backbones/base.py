@@ -244,3 +244,10 @@ def load_weights(
             f"backbone.weights={source}: {what} ({len(missing)} missing, {len(left)} unknown); "
             "is it the file of another network?"
         )
+
+
+def he_init(module: nn.Module) -> None:
+    """Convolutions of a body without weights: He's normal distribution (fan out, ReLU)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

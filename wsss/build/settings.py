@@ -19,6 +19,8 @@ from wsss.hosts.optimizer import OptimizerSettings
 from wsss.refine.crf import Complement, CrfSettings
 from wsss.refine.irn import IRNSettings
 from wsss.refine.labels import LabelSettings
+from wsss.refine.psa import PSALabelSettings, PSAWalkSettings
+from wsss.refine.psa_network import PSASettings
 from wsss.refine.pseudo_mask import WalkSettings
 from wsss.segmentation.settings import SegmentationSettings
 from wsss.settings import Count, Positive, Share, Whole, Workers, resolve, settings
@@ -184,6 +186,7 @@ class RefineSettings:
 
     Attributes:
         kind: which class maps; None: the method's own.
+        affinity: what pseudo masks are made by: irn or psa; names the stages of a pipeline.
         masks: the stage whose result is the pseudo mask.
         workers: processes for CRFs; -1: one per core.
         pictures: rows of the contact sheets.
@@ -193,10 +196,14 @@ class RefineSettings:
         labels: stage=irn_labels.
         irn: stage=irn_train.
         walk: stage=irn_masks.
+        psa_labels: stage=psa_labels.
+        psa: stage=psa_train.
+        psa_walk: stage=psa_masks.
     """
 
     kind: str | None = None
-    masks: Literal["irn_masks", "crf"] = "irn_masks"
+    affinity: Literal["irn", "psa"] = "irn"
+    masks: Literal["irn_masks", "psa_masks", "crf"] = "irn_masks"
     workers: Workers = -1
     pictures: Whole = 8
     npy: str | None = None
@@ -205,6 +212,9 @@ class RefineSettings:
     labels: LabelSettings = LabelSettings()
     irn: IRNSettings = IRNSettings()
     walk: WalkSettings = WalkSettings()
+    psa_labels: PSALabelSettings = PSALabelSettings()
+    psa: PSASettings = PSASettings()
+    psa_walk: PSAWalkSettings = PSAWalkSettings()
 
 
 @dataclass(frozen=True)

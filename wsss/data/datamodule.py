@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from wsss.data.base import ImageSet
 from wsss.data.masks import read_mask
 from wsss.data.photographs import load_image
-from wsss.data.transforms import Crop
+from wsss.data.transforms import TakeCrop
 from wsss.errors import WsssError
 from wsss.run.pool import cores
 
@@ -43,7 +43,7 @@ class EpochSet(Dataset):
         self,
         image_set: ImageSet,
         names: Sequence[str],
-        crop: Crop,
+        crop: TakeCrop,
         seed: int,
         labels: np.ndarray | None = None,
         targets: Path | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -160,6 +160,26 @@ class Cropped(NamedTuple):
     """(S, S) int64 class ids of the label map, `pad_label` beside it; None without one."""
     maps: Tensor | None = None
     """(N, S / 16, S / 16) float32, rounded up: class maps, 0 beside the image; or None."""
+
+
+class TakeCrop(Protocol):
+    """What makes a training crop of an image and, where there is one, of its label map."""
+
+    @property
+    def mean(self) -> Colour:
+        """Mean per RGB channel in [0, 1] that it normalizes with."""
+        ...
+
+    @property
+    def std(self) -> Colour:
+        """Standard deviation, likewise."""
+        ...
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, labels: np.ndarray | None = None
+    ) -> Cropped:
+        """Crop (H, W, 3) uint8 RGB and (H, W) uint8 class ids; random by `rng` alone."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.data.transforms import Crop, LongSide, Size, scaled_size
+from wsss.data.transforms import Crop, LongSide, Size, TakeCrop, scaled_size
 from wsss.maps.functional import normalize_cam
 from wsss.maps.fuse import fuse_scales
 from wsss.settings import Colour, settings
@@ -165,7 +165,7 @@ class Host(nn.Module):
         """
         return groups(("host", self.parameters(), lr))
 
-    def crop(self, side: int, long_side: tuple[int, int]) -> Crop:
+    def crop(self, side: int, long_side: tuple[int, int]) -> TakeCrop:
         """Its training crop, of `data.crop_size` and `data.long_side`."""
         return Crop(side, self.mean, self.std, LongSide(*long_side))
 

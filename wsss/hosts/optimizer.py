@@ -24,11 +24,11 @@ class OptimizerSettings:
         momentum: SGD's.
         nesterov: SGD's.
         weight_decay: on all that learns.
-        schedule: poly, lr (1 - step / steps) ^ poly_power; cosine, down to `min_lr`; constant.
+        schedule: poly, lr (1 - step / steps) ^ poly_power; cosine, see `cosine_factor`; constant.
         poly_power: see `schedule`.
-        warmup_epochs: epochs over which a cosine begins to rise linearly from `warmup_lr`.
+        warmup_epochs: epochs over which the rate rises linearly from `warmup_lr` before a cosine.
         warmup_lr: see `warmup_epochs`.
-        min_lr: where the cosine ends.
+        min_lr: what the cosine falls towards.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -82,13 +82,12 @@ def build_optimizer(
     if options.schedule == "poly":
         schedule = PolynomialLR(optimizer, total_iters=total, power=options.poly_power)
     elif options.schedule == "cosine":
-        warmup = options.warmup_epochs * steps_per_epoch
-        rates = [float(group["lr"]) for group in groups]
+        epoch = max(steps_per_epoch, 1)
         schedule = LambdaLR(
             optimizer,
             [
-                lambda step, rate=rate: cosine_factor(step, total, warmup, rate, options)  # type: ignore[misc]
-                for rate in rates
+                lambda step, rate=rate: cosine_factor(step // epoch, total / epoch, rate, options)  # type: ignore[misc]
+                for rate in [float(group["lr"]) for group in groups]
             ],
         )
     else:
@@ -99,12 +98,16 @@ def build_optimizer(
     }
 
 
-def cosine_factor(
-    step: int, total: int, warmup: float, rate: float, options: OptimizerSettings
-) -> float:
-    """Factor on a group's `rate` after `step` of `total` steps, the first `warmup` rising."""
-    if step < warmup:
-        return (options.warmup_lr + (rate - options.warmup_lr) * step / warmup) / rate
-    passed = min((step - warmup) / max(total - warmup, 1), 1.0)
+def cosine_factor(epoch: float, epochs: float, rate: float, options: OptimizerSettings) -> float:
+    """Factor on a group's `rate` in one of `epochs` epochs, counted from 0.
+
+    As MCTformer runs: the rate changes between epochs, the first two are alike, and the cosine is
+    already under way while the rate rises, so that it never reaches `min_lr`.
+    """
+    passed = max(epoch - 1, 0)
+    if passed < options.warmup_epochs:
+        return (
+            options.warmup_lr + (rate - options.warmup_lr) * passed / options.warmup_epochs
+        ) / rate
     lowest = min(options.min_lr, rate)
-    return (lowest + (rate - lowest) * (1 + math.cos(math.pi * passed)) / 2) / rate
+    return (lowest + (rate - lowest) * (1 + math.cos(math.pi * passed / epochs)) / 2) / rate

@@ -1,4 +1,4 @@
-"""Weights in the files of other projects: published checkpoints of SIPE, IRN and AMN.
+"""Weights in the files of other projects: published checkpoints of SIPE, IRN, AMN and MCTformer.
 
 SIPE stores `{"net": state}`, IRN the bare state. Both networks name every weight of the backbone
 several times, since they list the same layers again as stages and as groups of the optimizer:
@@ -10,9 +10,11 @@ several times, since they list the same layers again as stages and as groups of 
 | `side1.weight` to `side4.weight` | `branch.sides.0.weight` to `.3.weight` | SIPE only |
 | `stage0.*` to `stage4.*`, `backbone.*`, `newly_added.*` | left out | the same weights again |
 
+MCTformer stores `{"model": state}`; its names stand here behind `host.network.`.
+
 With `checkpoint=FILE`, SIPE's file fits method=sipe backbone=resnet50, IRN's method=cam
-backbone=resnet50, AMN's (`wsss.hosts.amn.released`) host=amn method=cam backbone=resnet50; `data`
-must have as many classes as the file.
+backbone=resnet50, AMN's (`wsss.hosts.amn.released`) host=amn method=cam backbone=resnet50,
+MCTformer's host=mctformer_v1 or mctformer_v2; `data` must have as many classes as the file.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """Weights from a checkpoint of this project, of SIPE, of IRN's CAM network or of AMN.
+    """Weights from a checkpoint of this project, of SIPE, IRN's CAM network, AMN or MCTformer.
 
     Args:
         path: a file that is loaded without running what it pickles.
@@ -99,6 +101,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     if isinstance(content, Mapping):
         if "state_dict" in content:
             return content["state_dict"], content.get(CLASSES)
+        state = content.get("model", content)
+        if isinstance(state, Mapping) and "cls_token" in state:
+            return {f"host.network.{n.removeprefix('module.')}": v for n, v in state.items()}, None
         state = content.get("net", content)
         if isinstance(state, Mapping) and any("resnet50.conv1" in str(name) for name in state):
             try:
@@ -107,4 +112,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
                 return from_sipe_state_dict(state), None
             except WsssError as error:
                 raise WsssError(f"{path}: {error}") from error
-    raise WsssError(f"{path}: neither a checkpoint of stage=train nor one of SIPE, IRN or AMN")
+    raise WsssError(
+        f"{path}: neither a checkpoint of stage=train nor one of SIPE, IRN, AMN or MCTformer"
+    )

@@ -1,7 +1,8 @@
-"""Affinities between near pixels: what IRN learns them from, and the losses.
+"""Affinities between near pixels: what IRN and PSA learn them from, and the losses.
 
 Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (IRN),
-CVPR 2019.
+CVPR 2019. Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision"
+(PSA), CVPR 2018.
 
 A pair is written (source, direction); `paths.PathIndex` lists the directions and says which cells
 are sources. Tensors over pairs are (B, D, rows, columns), D directions in the index's order.
@@ -40,7 +41,7 @@ def affinity_labels(labels: Tensor, index: PathIndex) -> AffinityLabels:
     A pair with an unsure pixel (255) is in none of the masks. Free of the number of classes.
 
     Args:
-        labels: (B, h, w) class ids on the stride-4 grid, 0 background, 255 unsure.
+        labels: (B, h, w) class ids on the grid of the affinities, 0 background, 255 unsure.
         index: Paths of the training radius.
     """
     shape = (labels.shape[0], len(index.directions), *index.sources(*labels.shape[-2:]))
@@ -123,7 +124,17 @@ def affinity_loss(
         the whole batch; an empty mask gives 0.
     """
     strongest = path_maximum(edge_logit.float(), index)
-    affinity = torch.sigmoid(-strongest)  # 1 - sigmoid(x), without its loss of digits near 1
+    # 1 - sigmoid(x), without its loss of digits near 1
+    return pair_loss(torch.sigmoid(-strongest), labels)
+
+
+def pair_loss(affinity: Tensor, labels: AffinityLabels) -> dict[str, Tensor]:
+    """Cross-entropy of affinities in [0, 1]; see `affinity_loss` for what is returned.
+
+    Args:
+        affinity: (B, D, rows, columns) float32.
+        labels: Of the same pairs.
+    """
     attract = -torch.log(affinity + EPS)
     repel = -torch.log(1 + EPS - affinity)
     positive = _mean(attract, labels.background) / 2 + _mean(attract, labels.foreground) / 2

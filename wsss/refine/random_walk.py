@@ -1,8 +1,9 @@
-"""Random walk of class maps on the pixel grid, held back by edges: exact, sparse and fast.
+"""Random walk of class maps on the pixel grid along affinities of pairs: exact, sparse and fast.
 
-IRN propagates class maps x by x T^n with n = 2^t steps, where T is the affinity matrix A to the
-power beta, divided by its column sums. The published code squares the dense T of n_pixels^2 numbers
-t times. Here nothing dense is made, and n products are replaced by about sqrt(n ln(1/tolerance)):
+IRN and PSA propagate class maps x by x T^n with n = 2^t steps, where T is the affinity matrix A to
+the power beta, divided by its column sums. The published codes square the dense T of n_pixels^2
+numbers t times. Here nothing dense is made, and n products are replaced by about
+sqrt(n ln(1/tolerance)):
 
 1. Only pixels closer than the radius are joined, so T has 69 entries per column at radius 5: a
    product costs 69 multiplications per pixel and class.
@@ -31,6 +32,10 @@ from torch import Tensor
 
 from wsss.errors import WsssError
 from wsss.refine.paths import path_index
+
+# Affinities of pairs of pixels to the power beta: for each direction (dy, dx), dy >= 0, a tensor
+# (h - dy, w - |dx|) with the weight of the pair whose upper pixel is at (i, j + max(-dx, 0)).
+PairWeights = dict[tuple[int, int], Tensor]
 
 # Entries of W below this are dropped: they change x T^n by less than n * 69 * 1e-14 of max|x|, and
 # would otherwise make denormal numbers, which are slow.
@@ -71,16 +76,36 @@ def random_walk(
         )
     if not bool(((edge >= 0) & (edge <= 1)).all()):
         raise WsssError("edges must be probabilities in [0, 1]; apply the sigmoid first")
-    edge = edge.double()
-    rows = (maps.double() * (1 - edge)).flatten(1)
-    weights = affinity_weights(edge, radius, beta)
-    degree = column_sums(weights, (edge.shape[0], edge.shape[1]))
+    weights = affinity_weights(edge.double(), radius, beta)
+    return propagate(maps.double() * (1 - edge.double()), weights, log2_steps, tolerance).to(
+        maps.dtype
+    )
+
+
+def propagate(
+    maps: Tensor, weights: PairWeights, log2_steps: int = 8, tolerance: float = 1e-6
+) -> Tensor:
+    """Class maps after 2^log2_steps steps of the random walk along the weights of pairs.
+
+    Args:
+        maps: (C, h, w) class maps, any number of channels, float.
+        weights: of the pairs, in [0, 1], double precision, on the same device; a pixel's weight
+            with itself is 1, a pair that is in none has 0.
+        log2_steps: t of the 2^t steps.
+        tolerance: Largest error allowed, as a fraction of max|maps|.
+
+    Returns:
+        (C, h, w) in the maps' dtype. Every value is a weighted mean of the channel's input.
+    """
+    if not weights:
+        return maps.clone()
+    size = (maps.shape[1], maps.shape[2])
+    degree = column_sums(weights, size)
     root = degree.sqrt()
     bound = math.sqrt(float(degree.sum() / degree.min()))
     coefficients = chebyshev_power(2**log2_steps, tolerance / bound)
-    rows *= root
-    size = (edge.shape[0], edge.shape[1])
-    if edge.device.type == "cpu":
+    rows = maps.double().flatten(1) * root
+    if maps.device.type == "cpu":
         # numpy throughout: at this size the threads of torch cost more than they win.
         product = _scipy_product(weights, root, size)
         walked = torch.from_numpy(_polynomial(rows.numpy(), product, coefficients))
@@ -89,8 +114,8 @@ def random_walk(
     return (walked / root).view(maps.shape).to(maps.dtype)
 
 
-def affinity_weights(edge: Tensor, radius: int, beta: float) -> dict[tuple[int, int], Tensor]:
-    """Affinity to the power beta of all pairs of pixels closer than the radius.
+def affinity_weights(edge: Tensor, radius: int, beta: float) -> PairWeights:
+    """Affinity to the power beta of all pairs of pixels closer than the radius (IRN).
 
     A path lies in the rectangle spanned by its ends, so pairs inside the grid have theirs inside.
 
@@ -100,8 +125,7 @@ def affinity_weights(edge: Tensor, radius: int, beta: float) -> dict[tuple[int, 
         beta: Exponent.
 
     Returns:
-        For each direction (dy, dx) an (h - dy, w - |dx|) tensor: the weight of the pair whose upper
-        pixel is at (i, j + max(-dx, 0)). Directions that leave the grid are absent.
+        The weights; directions that leave the grid are absent.
     """
     height, width = edge.shape
     index = path_index(radius)
@@ -120,7 +144,7 @@ def affinity_weights(edge: Tensor, radius: int, beta: float) -> dict[tuple[int, 
     return result
 
 
-def column_sums(weights: dict[tuple[int, int], Tensor], size: tuple[int, int]) -> Tensor:
+def column_sums(weights: PairWeights, size: tuple[int, int]) -> Tensor:
     """Column sums of the symmetric W with ones on its diagonal, (h * w,)."""
     height, width = size
     some = next(iter(weights.values()), torch.ones(1, dtype=torch.float64))
@@ -176,7 +200,7 @@ def _polynomial(rows: Any, product: Callable[[Any], Any], coefficients: list[flo
 
 
 def _scipy_product(
-    weights: dict[tuple[int, int], Tensor], root: Tensor, size: tuple[int, int]
+    weights: PairWeights, root: Tensor, size: tuple[int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The product with S on the CPU, S stored by diagonals.
 
@@ -211,7 +235,7 @@ def _scipy_product(
 
 
 def _torch_product(
-    weights: dict[tuple[int, int], Tensor], root: Tensor, size: tuple[int, int]
+    weights: PairWeights, root: Tensor, size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
     """The product with S on any device, S stored by compressed rows."""
     height, width = size

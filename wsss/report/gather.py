@@ -28,6 +28,9 @@ ORDER = (
     "irn_labels",
     "irn_train",
     "irn_masks",
+    "psa_labels",
+    "psa_train",
+    "psa_masks",
     "seg_train",
     "seg_eval",
 )
@@ -252,6 +255,11 @@ class Setting:
         """Stages that any of its seeds has, in the order in which they run."""
         names = {stage.name for job in self.jobs for stage in job.stages}
         return sorted(names, key=_rank)
+
+    @property
+    def mask_stage(self) -> str:
+        """The stage that made its pseudo masks by affinities: PSA's where it was run, or IRN's."""
+        return "psa_masks" if "psa_masks" in self.stage_names() else "irn_masks"
 
     def scored_whole(self, stage: str) -> bool:
         """Whether no seed was scored on fewer or more images than the data set has in that split.

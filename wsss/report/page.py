@@ -31,7 +31,7 @@ from wsss.show.charts import (
 CHART_WIDTH = 1000  # pixels; wider charts (confusions of many classes) have a line to themselves
 WIDEST = 1400  # pixels, at most
 MOST_COMPARED = 8  # settings in one figure
-SCORED = ("eval_cam", "crf", "irn_masks", "seg_eval")
+SCORED = ("eval_cam", "crf", "irn_masks", "psa_masks", "seg_eval")
 OTHER_FIGURES = ("bank_history.png",)
 NOTES = (
     "± is the sample standard deviation over seeds; bars and bands in figures of several settings "
@@ -161,7 +161,7 @@ def chain_of(setting: Setting) -> dict[str, list[float]]:
     places = [
         ("seeds", "eval_cam", setting.main("eval_cam")),
         ("+ CRF", "crf", "crf"),
-        ("pseudo masks", "irn_masks", "irn_masks"),
+        ("pseudo masks", setting.mask_stage, setting.mask_stage),
     ]
     for stage in setting.stage_names():
         name, _, split = stage.partition("/")

@@ -133,23 +133,24 @@ def mask_tables(settings: Sequence[Setting]) -> list[Table]:
     """From seeds to pseudo masks."""
     rows = []
     for setting in settings:
-        crf, mask = setting.values("crf", "crf"), setting.values("irn_masks", "irn_masks")
+        made_by = setting.mask_stage
+        crf, mask = setting.values("crf", "crf"), setting.values(made_by, made_by)
         if not crf and not mask:
             continue
-        seed = max(setting.values("crf", "seed"), setting.values("irn_masks", "seed"), key=len)
+        seed = max(setting.values("crf", "seed"), setting.values(made_by, "seed"), key=len)
         seeds = max(len(crf), len(mask))
         row = (
             setting.title,
             cell(seed, seeds),
-            published_figure(setting, "crf" if crf else "irn_masks", "seed"),
+            published_figure(setting, "crf" if crf else made_by, "seed"),
             cell(crf, seeds),
             published_figure(setting, "crf", "crf"),
             cell(mask, seeds),
-            published_figure(setting, "irn_masks", "mask"),
+            published_figure(setting, made_by, "mask"),
             str(seeds),
         )
-        rows.append((setting.measured_on("crf" if crf else "irn_masks"), row))
-    note = "mIoU in %, image labels known. Mask: after IRN's random walk."
+        rows.append((setting.measured_on("crf" if crf else made_by), row))
+    note = "mIoU in %, image labels known. Mask: after the random walk of IRN or PSA."
     columns = (
         "run",
         "seed",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsss.backbones.base import read_state_dict
+from wsss.backbones.frozen_norm import freeze_norms
 from wsss.errors import WsssError
-from wsss.segmentation.frozen_norm import freeze_norms
 
 KEY = "segmentation.network"
 # What wraps the names of a file: DataParallel, Lightning, and deeplab-pytorch's multi-scale module.
@@ -91,13 +91,6 @@ def groups(*described: tuple[str, Sequence[nn.Parameter], float, float]) -> list
         for name, params, lr, decay in described
         if params
     ]
-
-
-def he_init(module: nn.Module) -> None:
-    """Convolutions of a body without weights: He's normal distribution (fan out, ReLU)."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

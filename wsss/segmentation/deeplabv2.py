@@ -13,9 +13,9 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from wsss.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from wsss.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, he_init
 from wsss.errors import WsssError
-from wsss.segmentation.base import KEY, SegmentationNetwork, fill, groups, he_init, read_weights
+from wsss.segmentation.base import KEY, SegmentationNetwork, fill, groups, read_weights
 from wsss.segmentation.msra_resnet import CHANNELS, resnet101_stages
 from wsss.segmentation.resnet38 import ResNet38d
 

@@ -1,8 +1,4 @@
-"""ResNet38d with a head of large field of view, as MCTformer's segmentation trains it.
-
-Wu et al., "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition", 2019; the dilated
-form and the names of weights are those of PSA (Ahn and Kwak, CVPR 2018).
-"""
+"""ResNet38d with a head of large field of view, as MCTformer's segmentation trains it."""
 
 from __future__ import annotations
 
@@ -11,83 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss.backbones.base import IMAGENET_MEAN, IMAGENET_STD
-from wsss.segmentation.base import SegmentationNetwork, groups, he_init
+from wsss.backbones.resnet38 import ResNet38Body
+from wsss.segmentation.base import SegmentationNetwork, groups
 
 
-class Block(nn.Module):
-    """Pre-activation block of two 3x3 convolutions.
-
-    Args:
-        inputs: Input channels.
-        middle: Channels inside.
-        outputs: Output channels.
-        stride: Stride of the first convolution.
-        dilation: Dilation of the second convolution.
-        first_dilation: Dilation of the first; None: the same.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        middle: int,
-        outputs: int,
-        stride: int = 1,
-        dilation: int = 1,
-        first_dilation: int | None = None,
-    ) -> None:
-        super().__init__()
-        first = dilation if first_dilation is None else first_dilation
-        self.bn_branch2a = nn.BatchNorm2d(inputs)
-        self.conv_branch2a = nn.Conv2d(inputs, middle, 3, stride, first, first, bias=False)
-        self.bn_branch2b1 = nn.BatchNorm2d(middle)
-        self.conv_branch2b1 = nn.Conv2d(middle, outputs, 3, 1, dilation, dilation, bias=False)
-        self.conv_branch1 = None
-        if inputs != outputs or stride != 1:
-            self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, h, w)."""
-        activated = F.relu(self.bn_branch2a(x), inplace=True)
-        shortcut = x if self.conv_branch1 is None else self.conv_branch1(activated)
-        branch = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)), inplace=True)
-        return self.conv_branch2b1(branch) + shortcut
-
-
-class BottleneckBlock(nn.Module):
-    """Pre-activation block of 1x1, 3x3 and 1x1 convolutions with dropout of whole channels.
-
-    Args:
-        inputs: Input channels.
-        outputs: Output channels; a quarter and a half of them inside.
-        dilation: Dilation of the 3x3 convolution.
-        dropout: Probability that a channel is dropped.
-    """
-
-    def __init__(self, inputs: int, outputs: int, dilation: int, dropout: float) -> None:
-        super().__init__()
-        quarter, half = outputs // 4, outputs // 2
-        self.bn_branch2a = nn.BatchNorm2d(inputs)
-        self.conv_branch2a = nn.Conv2d(inputs, quarter, 1, bias=False)
-        self.bn_branch2b1 = nn.BatchNorm2d(quarter)
-        self.dropout_2b1 = nn.Dropout2d(dropout)
-        self.conv_branch2b1 = nn.Conv2d(quarter, half, 3, 1, dilation, dilation, bias=False)
-        self.bn_branch2b2 = nn.BatchNorm2d(half)
-        self.dropout_2b2 = nn.Dropout2d(dropout)
-        self.conv_branch2b2 = nn.Conv2d(half, outputs, 1, bias=False)
-        self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W)."""
-        activated = F.relu(self.bn_branch2a(x), inplace=True)
-        branch = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)), inplace=True)
-        branch = self.conv_branch2b1(self.dropout_2b1(branch))
-        branch = F.relu(self.bn_branch2b2(branch), inplace=True)
-        branch = self.conv_branch2b2(self.dropout_2b2(branch))
-        return branch + self.conv_branch1(activated)
-
-
-class ResNet38d(SegmentationNetwork):
+class ResNet38d(ResNet38Body, SegmentationNetwork):
     """ResNet38d at output stride 8 and two dilated 3x3 convolutions on it ("LargeFOV").
 
     The first convolution and all batch normalization are frozen. 124,042,581 parameters at 21
@@ -97,8 +21,6 @@ class ResNet38d(SegmentationNetwork):
         num_classes: Channels of the logits, background included.
     """
 
-    output_stride = 8
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
     head = ("fc8_seg_",)
     # Heads of the classifier and of PSA's affinity network, which share this body.
     ignore = ("fc8.", "f8_", "f9.")
@@ -106,26 +28,6 @@ class ResNet38d(SegmentationNetwork):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.b2 = Block(64, 128, 128, stride=2)
-        self.b2_1 = Block(128, 128, 128)
-        self.b2_2 = Block(128, 128, 128)
-        self.b3 = Block(128, 256, 256, stride=2)
-        self.b3_1 = Block(256, 256, 256)
-        self.b3_2 = Block(256, 256, 256)
-        self.b4 = Block(256, 512, 512, stride=2)
-        self.b4_1 = Block(512, 512, 512)
-        self.b4_2 = Block(512, 512, 512)
-        self.b4_3 = Block(512, 512, 512)
-        self.b4_4 = Block(512, 512, 512)
-        self.b4_5 = Block(512, 512, 512)
-        self.b5 = Block(512, 512, 1024, dilation=2, first_dilation=1)
-        self.b5_1 = Block(1024, 512, 1024, dilation=2)
-        self.b5_2 = Block(1024, 512, 1024, dilation=2)
-        self.b6 = BottleneckBlock(1024, 2048, dilation=4, dropout=0.3)
-        self.b7 = BottleneckBlock(2048, 4096, dilation=4, dropout=0.5)
-        self.bn7 = nn.BatchNorm2d(4096)
-        he_init(self)
         self.fc8_seg_conv1 = nn.Conv2d(4096, 512, 3, padding=12, dilation=12)
         self.fc8_seg_conv2 = nn.Conv2d(512, num_classes, 3, padding=12, dilation=12)
         for layer in (self.fc8_seg_conv1, self.fc8_seg_conv2):
@@ -133,19 +35,10 @@ class ResNet38d(SegmentationNetwork):
         self.conv1a.requires_grad_(False)
         self.finish()
 
-    def features(self, image: Tensor) -> Tensor:
-        """What the head reads: (B, 4096, h, w) of normalized images (B, 3, H, W)."""
-        x = self.b2_2(self.b2_1(self.b2(self.conv1a(image))))
-        x = self.b3_2(self.b3_1(self.b3(x)))
-        x = self.b4(x)
-        for block in (self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5):
-            x = block(x)
-        x = self.b5_2(self.b5_1(self.b5(x)))
-        return F.relu(self.bn7(self.b7(self.b6(x))), inplace=True)
-
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C, h, w) of normalized images (B, 3, H, W)."""
-        return self.fc8_seg_conv2(F.relu(self.fc8_seg_conv1(self.features(image)), inplace=True))
+        feature = self.taps(image)[-1]
+        return self.fc8_seg_conv2(F.relu(self.fc8_seg_conv1(feature), inplace=True))
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Body at `lr`, head at ten times that, both with weight decay."""

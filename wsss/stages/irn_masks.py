@@ -114,7 +114,7 @@ def run(s: Settings) -> Result:
     }
     text = ""
     if scored:
-        scores = scores_of(s, image_set, source, masks)
+        scores = scores_of(s, image_set, source, masks, "irn_masks")
         workers = s.refine.workers
         rows = job.scores(scores, scored, "irn_masks", workers, image_labels_known=True)
         facts["miou"] = rows["irn_masks"]["miou"]
@@ -126,10 +126,12 @@ def run(s: Settings) -> Result:
     return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)
 
 
-def scores_of(s: Settings, image_set: ImageSet, source: MapSource, masks: Path) -> dict[str, Score]:
-    """Of seeds, of CRF-refined seeds where stage=crf was run, and of pseudo masks."""
+def scores_of(
+    s: Settings, image_set: ImageSet, source: MapSource, masks: Path, stage: str
+) -> dict[str, Score]:
+    """Of seeds, of CRF-refined seeds where stage=crf was run, and of a stage's pseudo masks."""
     found: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
     crf = s.folder("crf")
     if (crf / MANIFEST).is_file():
         found["crf"] = MaskScore(image_set, label_folder(crf))
-    return {**found, "irn_masks": MaskScore(image_set, masks)}
+    return {**found, stage: MaskScore(image_set, masks)}

@@ -24,8 +24,8 @@ def run(s: Settings) -> Result:
     made = tables(settings)
     if not made:
         raise WsssError(
-            "stage=report needs a finished stage with scores (eval_cam, crf, irn_masks, seg_eval), "
-            f"which there is in no run of {', '.join(names)}"
+            "stage=report needs a finished stage with scores (eval_cam, crf, irn_masks, psa_masks, "
+            f"seg_eval), which there is in no run of {', '.join(names)}"
         )
     title = ", ".join(names)
     folder = s.folder("report")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsss.segmentation.frozen_norm import FrozenBatchNorm2d, freeze_norms
+from wsss.backbones.frozen_norm import FrozenBatchNorm2d, freeze_norms
 
 
 def layers() -> nn.Sequential:

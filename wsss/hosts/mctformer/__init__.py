@@ -1,0 +1,1 @@
+"""MCTformer: multi-class token transformer."""

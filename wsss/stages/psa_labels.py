@@ -1,0 +1,109 @@
+"""Read the seeds twice for PSA, each reading refined by a CRF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsss.build.job import Job, Result
+from wsss.build.objects import build_image_set
+from wsss.build.settings import Settings
+from wsss.build.sources import map_source, refine_identity, refine_inputs
+from wsss.build.trainer import still_missing
+from wsss.data.base import ImageSet
+from wsss.data.photographs import load_image
+from wsss.evaluation.scoring import scored_names
+from wsss.maps.files import ClassMaps, MapSource, read_class_maps, write_class_maps
+from wsss.maps.fuse import enlarge
+from wsss.refine.psa import READINGS, PSALabelSettings, posteriors
+from wsss.run.pool import parallel
+from wsss.show.overlays import label_overlay
+from wsss.show.sheets import Drawing, truth_column
+
+POSTERIORS = "posteriors"
+
+
+@dataclass(frozen=True)
+class MakePosteriors:
+    """Reads the maps of one image and writes the file; runs in a worker process."""
+
+    image_set: ImageSet
+    source: MapSource
+    target: Path
+    options: PSALabelSettings
+
+    def __call__(self, name: str) -> None:
+        """Both readings of the image `name`."""
+        image = load_image(self.image_set.image_path(name))
+        stored = self.source.read(name)
+        maps = enlarge(stored.maps[self.source.kind], stored.size)
+        both = posteriors(image, maps, stored.classes, self.options)
+        path = self.target / f"{name}.npz"
+        write_class_maps(path, ClassMaps(stored.classes, stored.size, both))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Pixels of one image: all, and foreground in each reading."""
+
+    posteriors: Path
+
+    def __call__(self, name: str) -> np.ndarray:
+        """(3,) int64 of the image `name`."""
+        labels = [reading_labels(self.posteriors, name, kind) for kind in READINGS]
+        return np.array([labels[0].size, *((one > 0).sum() for one in labels)], dtype=np.int64)
+
+
+def reading_labels(folder: Path, name: str, kind: str) -> np.ndarray:
+    """Class ids (H, W) of one reading's arg max."""
+    stored = read_class_maps(folder / f"{name}.npz", kind)
+    return np.concatenate([[0], stored.classes])[stored.maps[kind].argmax(axis=0)]
+
+
+def reading_column(folder: Path, kind: str) -> Drawing:
+    """Draws the arg max of one reading over the photograph."""
+
+    def shown(name: str, picture: np.ndarray) -> np.ndarray:
+        return label_overlay(picture, reading_labels(folder, name, kind).astype(np.uint8))
+
+    return shown
+
+
+def run(s: Settings) -> Result:
+    """Read what is not read yet."""
+    image_set = build_image_set(s)
+    source = map_source(s, "psa_labels", image_set.classes)
+    names = image_set.names(s.data.infer_split)
+    job = Job(
+        s,
+        "psa_labels",
+        refine_identity(s, source, "psa_labels"),
+        refine_inputs(s, source, image_set),
+        needs=lambda path: [path / POSTERIORS / f"{name}.npz" for name in names],
+    )
+    if job.finished or not job.main:
+        return job.result()
+    folder, workers = job.path / POSTERIORS, s.refine.workers
+    work = MakePosteriors(image_set, source, folder, s.refine.psa_labels)
+    parallel(work, still_missing(names, (folder, ".npz")), "psa_labels", workers)
+    pixels, *foreground = np.sum(
+        parallel(Shares(folder), names, "psa_labels: shares", workers), axis=0
+    ).tolist()
+    shares = dict(zip(READINGS, (count / pixels for count in foreground), strict=True))
+    facts = {"images": len(names), **{f"{k}_foreground_share": v for k, v in shares.items()}}
+    job.facts(facts)
+    columns = {f"{kind} reading": reading_column(folder, kind) for kind in READINGS}
+    scored = scored_names(image_set, s.data.eval_split, names)
+    if scored:
+        columns["truth"] = truth_column(image_set)
+    job.sheet(image_set, scored or names, s.refine.pictures, columns)
+    told = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in shares.items())
+    return job.close(
+        f"{len(names)} images, foreground {told}, in {{time}}",
+        folder,
+        kind=source.kind,
+        class_names=list(image_set.classes),
+        **facts,
+    )
