@@ -20,8 +20,7 @@ from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.labels import LabelSettings, confident_labels
 from wsss.run.pool import parallel
-from wsss.show.overlays import label_overlay, over
-from wsss.show.sheets import Drawing, truth_column
+from wsss.show.sheets import Drawing, mask_column, truth_column
 
 LABELS = "labels"
 
@@ -64,12 +63,6 @@ class Shares:
         return np.array(counts, dtype=np.int64)
 
 
-def label_picture(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels over the photograph, unsure pixels white."""
-    shown = label_overlay(picture, np.where(labels == VOID, 0, labels))
-    return over(shown, np.full_like(picture, 255), np.where(labels == VOID, 0.7, 0.0))
-
-
 def run(s: Settings) -> Result:
     """Label what is not labelled yet."""
     image_set = build_image_set(s)
@@ -99,11 +92,8 @@ def run(s: Settings) -> Result:
         "right_share_of_sure": right / known if known else None,
     }
     job.facts(facts)
-
-    def shown(name: str, picture: np.ndarray) -> np.ndarray:
-        return label_picture(picture, read_mask(labels / f"{name}.png", image_set.num_classes))
-
-    columns: dict[str, Drawing] = {"confident labels (white: unsure)": shown}
+    drawn = mask_column(labels, image_set.num_classes)
+    columns: dict[str, Drawing] = {"confident labels (white: unsure)": drawn}
     if scored:
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)

@@ -33,8 +33,7 @@ from wsss.maps.files import MapSource
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
 from wsss.refine.pseudo_mask import WalkSettings, pseudo_mask
 from wsss.run.folder import MANIFEST, require
-from wsss.show.overlays import heat
-from wsss.show.sheets import Drawing, mask_column, truth_column
+from wsss.show.sheets import Drawing, edge_column, mask_column, truth_column
 from wsss.stages.irn_train import WEIGHTS, load_irn
 
 EDGES = "edges"
@@ -67,18 +66,6 @@ class MaskMaker(pl.LightningModule):
         write_mask(self.folder / MASKS / f"{name}.png", mask.numpy())
 
 
-def edge_column(folder: Path) -> Drawing:
-    """Draws stored edges, each cell as a square of pixels."""
-
-    def edges(name: str, picture: np.ndarray) -> np.ndarray:
-        with Image.open(folder / f"{name}.png") as file:
-            shown = heat(np.asarray(file) / 255.0)
-        shown = shown.repeat(GRID_STRIDE, axis=0).repeat(GRID_STRIDE, axis=1)
-        return shown[: picture.shape[0], : picture.shape[1]]
-
-    return edges
-
-
 def run(s: Settings) -> Result:
     """Make the masks that are not there yet, then score them beside the seeds."""
     image_set = build_image_set(s)
@@ -109,7 +96,7 @@ def run(s: Settings) -> Result:
     scored = scored_names(image_set, s.data.eval_split, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     columns: dict[str, Drawing] = {
-        "edges": edge_column(job.path / EDGES),
+        "edges": edge_column(job.path / EDGES, GRID_STRIDE),
         "pseudo mask": mask_column(masks, image_set.num_classes),
     }
     text = ""

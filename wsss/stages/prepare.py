@@ -6,18 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from wsss.build.job import Job, Result
+from wsss.build.job import SHEET, Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.data.base import ImageSet
-from wsss.data.photographs import load_image
 from wsss.data.prepare import complaint, prepare
 from wsss.files import read_json, write_json
 from wsss.run.folder import MANIFEST, reopen
 from wsss.run.process import is_main_process, say
-from wsss.show.overlays import contact_sheet, label_overlay
+from wsss.show.sheets import label_sheet
 
 PICTURES = 12  # rows of the contact sheet
 CLASSES_IN_A_LINE = 4
@@ -51,7 +47,8 @@ def run(s: Settings) -> Result:
     if problems:
         raise complaint(f"{image_set!r}", problems)
     images = sum(entry["images"] for entry in report["splits"].values())
-    sheet = draw_sheet(image_set, sheet_names(report, image_set, used), job.path)
+    shown = image_set.names(sheet_split(report, used))
+    sheet = label_sheet(image_set, shown, PICTURES, job.path / SHEET) or job.path
     return job.close(
         "nothing is wrong, {time}", sheet, fingerprint=image_set.fingerprint(), images=images
     )
@@ -109,29 +106,10 @@ def class_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def sheet_names(
-    report: Mapping[str, Any], image_set: ImageSet, used: Mapping[str, str | None]
-) -> list[str]:
-    """Images for the sheet, spread over the scored split, or the trained one without masks."""
+def sheet_split(report: Mapping[str, Any], used: Mapping[str, str | None]) -> str:
+    """The split that the sheet shows: the scored one, or the trained one without masks."""
     scored = report["splits"].get(used["eval"], {"masks": 0})
-    split = used["eval"] if scored["masks"] else used["train"]
-    names = image_set.names(str(split))
-    chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)))
-    return [names[round(i)] for i in chosen]
-
-
-def draw_sheet(image_set: ImageSet, names: Sequence[str], folder: Path) -> Path:
-    """Photographs with their labels, and their masks where there are some."""
-    rows, captions = [], []
-    for name, label in zip(names, image_set.labels(names), strict=True):
-        picture = load_image(image_set.image_path(name))
-        mask = image_set.mask(name)
-        # Void is shown as it is: it says how much of a mask is left out of the scores.
-        rows.append([picture] if mask is None else [picture, label_overlay(picture, mask)])
-        present = [image_set.classes[i] for i in np.flatnonzero(label)]
-        captions.append(f"{name}: {', '.join(present)}")
-    headings = ["photograph", "mask"][: max(len(row) for row in rows)]
-    return contact_sheet(rows, headings, captions, folder / "contact_sheet.png")
+    return str(used["eval"] if scored["masks"] else used["train"])
 
 
 def _size(size: Sequence[int] | None) -> str:

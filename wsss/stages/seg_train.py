@@ -6,9 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from wsss.build.identity import (
     backbone_identity,
     files_of,
@@ -25,14 +22,13 @@ from wsss.build.sources import mask_source
 from wsss.build.trainer import fit
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet
-from wsss.data.masks import VOID
 from wsss.data.transforms import Crop, DrawSize, ScaleRange, Scales, resize_bilinear
 from wsss.run.callbacks import CHECKPOINT
 from wsss.run.process import relative, say
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.mask_check import check_masks
 from wsss.segmentation.settings import ON_BACKBONE, SegmentationSettings
-from wsss.show.overlays import contact_sheet, label_overlay
+from wsss.show.sheets import crop_sheet
 
 
 def segmentation_identity(s: Settings) -> dict[str, Any]:
@@ -97,23 +93,6 @@ def training_crop(options: SegmentationSettings, network: SegmentationNetwork) -
     )
 
 
-def draw_samples(data: EpochSet, count: int, path: Path) -> None:
-    """A contact sheet of crops as the network is shown them; what is ignored is white."""
-    if not count:
-        return
-    crop, rows, captions = data.crop, [], []
-    for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
-        sample = data[0, int(index)]
-        std, mean = (torch.tensor(v)[:, None, None] for v in (crop.std, crop.mean))
-        pixels = ((sample["image"] * std + mean) * 255).round().clamp(0, 255).byte()
-        picture, target = pixels.permute(1, 2, 0).numpy(), sample["target"].numpy()
-        shown = label_overlay(picture, np.where(target == VOID, 0, target))
-        shown[target == VOID] = 255
-        rows.append([picture, shown])
-        captions.append(sample["name"])
-    contact_sheet(rows, ["crop", "pseudo mask"], captions, path)
-
-
 def look_at_masks(
     job: Job, image_set: ImageSet, names: list[str], masks: Path, stage: str | None
 ) -> dict[str, Any]:
@@ -171,7 +150,7 @@ def run(s: Settings) -> Result:
     facts: dict[str, Any] = {}
     if job.main:
         facts["pseudo_masks"] = look_at_masks(job, image_set, names, masks, stage)
-        draw_samples(train, s.segmentation.pictures, job.path / "samples.png")
+        crop_sheet(train, s.segmentation.pictures, job.path / "samples.png")
     fitted = fit(
         job,
         segmenter,

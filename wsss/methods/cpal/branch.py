@@ -152,9 +152,16 @@ class CPAL(Branch):
 
     def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw the figures of the paper for these samples, see `figures.draw`."""
-        from wsss.methods.cpal.figures import draw
+        from wsss.methods.cpal.figures import ObservedPicture, draw
 
-        return draw(network, self, samples, folder)
+        def observed(sample: Sample) -> ObservedPicture:
+            image, label = (x.to(network.device) for x in (sample["images"][0], sample["label"]))
+            seen, cam = network.see_pair(image, label)
+            z, structure = self.observe(seen)
+            picture = sample["picture"].numpy()
+            return ObservedPicture(sample["name"], picture, label, z, structure, cam)
+
+        return draw(self, [observed(one) for one in samples], folder, network.host.classes)
 
     def forward(
         self, features: Sequence[Tensor], cam: Tensor, label: Tensor, valid: Tensor

@@ -178,9 +178,23 @@ class SIPE(Branch):
 
     def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw CAM, seeds, IS-CAM and structure maps of the samples, see `figures.draw`."""
-        from wsss.methods.sipe.figures import draw
+        from wsss.methods.sipe.figures import ExploredPicture, draw
 
-        return draw(network, self, samples, folder)
+        def explored(sample: Sample) -> ExploredPicture:
+            image, label = (x.to(network.device) for x in (sample["images"][0], sample["label"]))
+            seen, cam = network.see_pair(image, label)
+            maps, structure, found = self.explore(seen, cam, label)
+            return ExploredPicture(
+                sample["name"],
+                sample["picture"].numpy(),
+                label,
+                maps[0],
+                found.seeds[0],
+                found.is_cam[0],
+                structure[0],
+            )
+
+        return draw(map(explored, samples), folder, network.host.classes)
 
     def _spaces(self, seen: Seen) -> dict[str, Tensor]:
         """The features f and g on the working grid; both are detached from the host."""
