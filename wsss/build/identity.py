@@ -61,7 +61,8 @@ def given_of(s: Settings, image_set: ImageSet, split: str, wanted_by: str) -> di
         WsssError: the folder is not given or lacks some, or they were made for other classes.
     """
     host: type[Host] = s.host.make  # type: ignore[assignment]
-    inputs, names = {}, image_set.names(split)
+    names = image_set.names(split)
+    inputs: dict[str, str] = {}
     for key in given_keys(host):
         what, suffix, stage, folder_of_stage = GIVEN[key]
         given = getattr(s.host.options["options"], key)

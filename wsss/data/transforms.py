@@ -176,9 +176,13 @@ class TakeCrop(Protocol):
         ...
 
     def __call__(
-        self, image: np.ndarray, rng: np.random.Generator, labels: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        labels: np.ndarray | None = None,
+        maps: np.ndarray | None = None,
     ) -> Cropped:
-        """Crop (H, W, 3) uint8 RGB and (H, W) uint8 class ids; random by `rng` alone."""
+        """Crop (H, W, 3) uint8 RGB with its label map and class maps; random by `rng` alone."""
         ...
 
 

@@ -35,7 +35,9 @@ class PixelClassifier(nn.ModuleList):
             for dilation in DILATIONS
         )
         self.dropout = dropout
-        for convolution in self:
+        for convolution in self.children():
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
 

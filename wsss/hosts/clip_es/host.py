@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wsss.data.transforms import Crop, Size
+from wsss.data.transforms import Size, TakeCrop
 from wsss.errors import WsssError
 from wsss.hosts.base import Host, Seen
 from wsss.hosts.clip_es.functional import (
@@ -148,7 +148,7 @@ class CLIPES(Host):
         resized = [resize_maps(maps[None].float(), grid, align_corners=False) for maps in scales]
         return torch.stack(resized).mean(dim=0)[0]
 
-    def crop(self, side: int, long_side: tuple[int, int]) -> Crop:
+    def crop(self, side: int, long_side: tuple[int, int]) -> TakeCrop:
         """The default, of whole patches.
 
         Raises:

@@ -56,16 +56,21 @@ class RandomSquare:
     options: AugmentSettings
 
     def __call__(
-        self, image: np.ndarray, rng: np.random.Generator, labels: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        labels: np.ndarray | None = None,
+        maps: np.ndarray | None = None,
     ) -> Cropped:
-        """Cut out and change; no label maps.
+        """Cut out and change; no label maps and no class maps.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             rng: where all of its randomness comes from.
             labels: none can be taken.
+            maps: likewise.
         """
-        assert labels is None
+        assert labels is None and maps is None
         transform: Any = create_transform(
             self.side,
             is_training=True,
