@@ -1,4 +1,4 @@
-"""Kills every stage of a tiny run at random moments and holds what it makes against the undisturbed.
+"""Kills the stages of a tiny run at random moments and compares what they make after all.
 
     python tools/kill_test.py --kills 40 [--seed 0] [--stages train,crf] [key=value ...]
 
@@ -36,10 +36,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import wsss.refine.crf  # noqa: E402
 from wsss.cli import main  # noqa: E402
 from wsss.data.scenes import generate  # noqa: E402
 from wsss.files import read_json  # noqa: E402
+from wsss.refine.crf import CrfSettings, crf_from_probabilities  # noqa: E402
 from wsss.stages import get_stage  # noqa: E402
 
 CHAIN = (
@@ -250,26 +250,26 @@ def run() -> int:
     for stage in CHAIN:
         get_stage(stage)  # imports what it needs, once for all forks
     torch.set_num_threads(1)
+    crf_from_probabilities(np.zeros((8, 8, 3), np.uint8), np.full((2, 8, 8), 0.5), CrfSettings())
     draw, home = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     try:
         generate(home / "scenes", seed=0, n_train=12, n_val=4, size=64)
-        settings = (*TINY, f"data.root={home / 'scenes'}", *more)
-        calm, victim = (Program(home / name, settings) for name in ("calm", "victim"))
-        calm.folder.mkdir()
+        program = Program(home / "work", (*TINY, f"data.root={home / 'scenes'}", *more))
+        program.folder.mkdir()
         rows = []
         for stage in CHAIN:
             start = time.monotonic()
-            calm.run(f"stage={stage}")
+            program.run(f"stage={stage}")
             if stage in stages:
                 rows.append(Row(stage, time.monotonic() - start))
-        shutil.copytree(calm.folder, victim.folder, symlinks=True)
+        calm = Path(shutil.copytree(program.run_folder, home / "calm", symlinks=True))
         for row in rows:
-            while row.kills < options.kills and len(row.faults) == 0:
-                attack(row, victim, calm.run_folder, draw)
+            while row.kills < options.kills and not row.faults:
+                attack(row, program, calm, draw)
             print(json.dumps(vars(row)), file=sys.stderr, flush=True)
             if row.faults:  # the later stages read what is right
-                shutil.rmtree(victim.run_folder / row.stage)
-                shutil.copytree(calm.run_folder / row.stage, victim.run_folder / row.stage)
+                shutil.rmtree(program.run_folder / row.stage)
+                shutil.copytree(calm / row.stage, program.run_folder / row.stage)
         print(table(rows))
         return int(any(row.faults for row in rows))
     finally:

@@ -1,4 +1,4 @@
-"""CPAL on a host: weights of the losses, maps of an image and its mirror image, the refilled bank."""
+"""CPAL on a host: weights of its losses, maps of image and mirror image, the refilled bank."""
 
 from __future__ import annotations
 
