@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 from wsss.cli import main  # noqa: E402
 from wsss.data.scenes import generate  # noqa: E402
@@ -171,6 +172,8 @@ def content_of(path: Path) -> Any:
             return {name: stored[name] for name in stored.files}
     if path.suffix == ".json":
         return results(read_json(path))
+    if path.suffix == ".yaml":
+        return results(yaml.safe_load(path.read_text()))
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [results(row) for row in csv.DictReader(file)]
@@ -267,9 +270,9 @@ def run() -> int:
             while row.kills < options.kills and not row.faults:
                 attack(row, program, calm, draw)
             print(json.dumps(vars(row)), file=sys.stderr, flush=True)
-            if row.faults:  # the later stages read what is right
-                shutil.rmtree(program.run_folder / row.stage)
-                shutil.copytree(calm / row.stage, program.run_folder / row.stage)
+            # The later stages read the undisturbed: equal weights may lie in a file of other bytes.
+            shutil.rmtree(program.run_folder / row.stage)
+            shutil.copytree(calm / row.stage, program.run_folder / row.stage)
         print(table(rows))
         return int(any(row.faults for row in rows))
     finally:
