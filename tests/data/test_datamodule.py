@@ -97,6 +97,14 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Scheduled(Recorder):
+    """Asks for the number of steps, as a schedule does; Lightning makes the loaders for that."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches == 6
+        return super().configure_optimizers()
+
+
 def trainer(root: Path, epochs: int = 1, **options: object) -> pl.Trainer:
     return pl.Trainer(
         default_root_dir=root,
@@ -259,9 +267,10 @@ def test_workers_give_the_same_samples(voc_root: Path) -> None:
     assert_same(alone, epoch_batches(module(voc_root, num_workers=2), epochs=3))
 
 
+@pytest.mark.parametrize("module_type", [Recorder, Scheduled])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_training_sees_what_an_uninterrupted_one_sees(
-    voc_root: Path, tmp_path: Path, workers: int
+    voc_root: Path, tmp_path: Path, workers: int, module_type: type[Recorder]
 ) -> None:
     whole = Recorder()
     trainer(tmp_path / "whole", 3, callbacks=[SeedEpochs(0)]).fit(
@@ -277,7 +286,7 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
         part, datamodule=module(voc_root)
     )
     assert part.seen == whole.seen[:2]
-    rest = Recorder()
+    rest = module_type()
     trainer(tmp_path / "rest", 3, callbacks=[SeedEpochs(0)]).fit(
         rest,
         datamodule=module(voc_root, num_workers=workers),

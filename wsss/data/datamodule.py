@@ -262,6 +262,7 @@ class EpochData(pl.LightningDataModule):
         self.train_set, self.whole = train, whole
         self.batch_size, self.accumulate, self.key = batch_size, accumulate, key
         self.num_workers = loader_workers() if num_workers < 0 else num_workers
+        self.resumed_epoch = 0
         if train is not None and len(train) < batch_size * accumulate:
             times = f" x {accumulate} accumulated" if accumulate > 1 else ""
             raise WsssError(
@@ -322,13 +323,24 @@ class EpochData(pl.LightningDataModule):
     def _first_epoch(self) -> int:
         """Epoch that training begins with: 0, or the next one of a resumed run.
 
-        Loader processes draw their first batches before Lightning calls `set_epoch`. What it will
-        call it with is `processed`; `trainer.current_epoch` is one behind at this moment, as
-        checkpoints are written before an epoch counts as completed.
+        Loader processes draw their first batches before Lightning calls `set_epoch`, and where the
+        schedule asks for the number of steps even before it has restored its own progress.
         """
+        return max(self.resumed_epoch, self._epochs_done())
+
+    def _epochs_done(self) -> int:
+        # `trainer.current_epoch` is one behind while an epoch's checkpoint is written.
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps of it: the epoch that a training goes on with."""
+        return {"epoch": self._epochs_done()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take in what a checkpoint kept."""
+        self.resumed_epoch = state["epoch"]
 
 
 def single_sample(samples: list[Sample]) -> Sample:
