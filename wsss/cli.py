@@ -237,6 +237,8 @@ def _job(cfg: object, debug: bool) -> float | None:
         code = 0
         return miou
     except Exception as error:
+        if (signalled := _signal_behind(error)) is not None:
+            raise signalled from None
         if is_main_process():
             log = folder / f"{hydra.job.name}.log"
             given = tuple(hydra.overrides.task)
@@ -286,6 +288,13 @@ def _register_resolvers() -> None:
 
 class Signalled(SystemExit):
     """SIGINT or SIGTERM has come. (A KeyboardInterrupt Lightning ends with code 1, mute.)"""
+
+
+def _signal_behind(error: BaseException | None) -> Signalled | None:
+    """The signal that an error came after: the loader's processes had it too and are gone first."""
+    while error is not None and not isinstance(error, Signalled):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _on_signal(number: int, frame: object) -> None:
