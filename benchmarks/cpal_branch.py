@@ -25,12 +25,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.backbones import ResNet  # noqa: E402
-from wsss.hosts.base import SeedMethod  # noqa: E402
-from wsss.hosts.cam import CAM  # noqa: E402
-from wsss.maps.functional import classification_loss  # noqa: E402
-from wsss.methods.cpal.module import CPAL  # noqa: E402
-from wsss.methods.sipe.module import SIPE  # noqa: E402
+from wsss.methods.cpal.module import CPAL
+from wsss.methods.sipe.module import SIPE
+
+from wsss.backbones import ResNet
+from wsss.hosts.base import SeedMethod
+from wsss.hosts.cam import CAM
+from wsss.maps.functional import classification_loss
 
 OPTIMIZER = {"lr": 0.1, "head_lr": 1.0, "momentum": 1e-4, "weight_decay": 1e-4, "poly_power": 0.9}
 METHODS: dict[str, type[SeedMethod]] = {"cam": CAM, "sipe": SIPE, "cpal": CPAL}

@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.refine.crf import CrfSettings, DenseCrf, label_energies, prepare_crf  # noqa: E402
+from wsss.refine.crf import CrfSettings, DenseCrf, label_energies, prepare_crf
 
 NETWORK = CrfSettings(gaussian_sxy=1, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4)
 

@@ -22,7 +22,7 @@ from sklearn.cluster import KMeans
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.methods.cpal.kmeans import kmeans  # noqa: E402
+from wsss.methods.cpal.kmeans import kmeans
 
 DIM = 128
 

@@ -25,12 +25,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.data.voc import VOC  # noqa: E402
-from wsss.evaluation.confusion import scores  # noqa: E402
-from wsss.evaluation.seeds import SeedTask  # noqa: E402
+from wsss.data.voc import VOC
+from wsss.evaluation.confusion import scores
+from wsss.evaluation.seeds import SeedTask
 from wsss.files import read_json
 from wsss.maps.files import ClassMaps, read_class_maps, write_class_maps
-from wsss.run.pool import parallel  # noqa: E402
+from wsss.run.pool import parallel
 
 COCO_IMAGES = 82_081
 COCO_LABELS = 2.9  # of an image, on average

@@ -25,8 +25,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.hosts.mctformer.functional import resize_positions  # noqa: E402
-from wsss.hosts.mctformer.network import ClassTokenTransformer  # noqa: E402
+from wsss.hosts.mctformer.functional import resize_positions
+from wsss.hosts.mctformer.network import ClassTokenTransformer
 
 SIZES = [("448 x 448", (448, 448)), ("500 x 375 at 1.5", (562, 750))]
 FORMS = ("none", "summed", "kept")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.refine.random_walk import affinity_weights, random_walk  # noqa: E402
+from wsss.refine.random_walk import affinity_weights, random_walk
 
 SIZES = ((96, 128), (160, 160), (192, 256), (256, 256), (375, 500), (500, 375), (640, 640))
 RADIUS, BETA, LOG2_STEPS, CLASSES = 5, 10.0, 8, 4

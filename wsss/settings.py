@@ -77,7 +77,7 @@ def _line(error: ValidationError, kind: type, key: str) -> str:
 
 
 def _is_key(part: int | str) -> bool:
-    return isinstance(part, int) or part.replace("_", "a").isalnum() and part not in _UNION_PARTS
+    return isinstance(part, int) or (part.replace("_", "a").isalnum() and part not in _UNION_PARTS)
 
 
 # What pydantic puts into a place for the members of a union.

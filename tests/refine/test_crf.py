@@ -214,7 +214,7 @@ def test_readings_together_are_those_of_pydensecrf() -> None:
     scores = blobs(4, 60, 91)
     unaries = [
         label_energies(scores.argmax(0), 4, 0.7),
-        label_energies((scores + [[[2]], [[0]], [[0]], [[0]]]).argmax(0), 4, 0.7),
+        label_energies((scores + np.array([[[2]], [[0]], [[0]], [[0]]])).argmax(0), 4, 0.7),
         label_energies(scores[:2].argmax(0), 2, 0.9),
     ]
     found = DenseCrf(image).marginals(unaries)

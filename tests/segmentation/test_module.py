@@ -127,7 +127,9 @@ def test_rates_in_training_follow_the_schedule_per_optimizer_step() -> None:
     trainer = fit(segmenter, 5, accumulate=2, callbacks=[Watch()])
     factors = [(1 - k / 5) ** 0.9 for k in (0, 0, 2, 2, 4)]
     expected = [[0.01 * f, 0.1 * f, 0.2 * f] for f in factors]
-    assert [r for rates in seen for r in rates] == pytest.approx(sum(expected, []))
+    assert [r for rates in seen for r in rates] == pytest.approx(
+        [r for rates in expected for r in rates]
+    )
     groups = trainer.optimizers[0].param_groups
     assert [g["name"] for g in groups] == ["body", "aspp_weight", "aspp_bias"]
     assert [g["weight_decay"] for g in groups] == [5e-4, 5e-4, 0.0]

@@ -10,7 +10,7 @@ are sources. Tensors over pairs are (B, D, rows, columns), D directions in the i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class _PathMaximum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, edge: Tensor, index: PathIndex) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, edge: Tensor, index: PathIndex) -> Tensor:  # type: ignore[override]
         shape = (edge.shape[0], len(index.directions), *index.sources(*edge.shape[-2:]))
         maximum = edge.new_empty(shape)
         winner = torch.empty(shape, dtype=torch.uint8, device=edge.device)
@@ -79,7 +79,7 @@ class _PathMaximum(torch.autograd.Function):
         return maximum
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         index, (height, width) = ctx.index, ctx.size
         cells = torch.arange(height * width, device=grad.device).view(height, width)

@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -172,7 +172,7 @@ def disagreement(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> fl
 
 
 @contextlib.contextmanager
-def _quiet():  # noqa: ANN202
+def _quiet() -> Iterator[None]:
     """Without the exporter's notices, which tell a user nothing about this network."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wsss.data.masks import write_mask
 from wsss.maps.functional import resize_maps
-from wsss.refine.crf import CrfSettings, crf_from_probabilities
+from wsss.refine.crf import CrfSettings, crf_from_probabilities, prepare_crf
 from wsss.run.pool import process_pool
 from wsss.segmentation.settings import EvalSettings
 
@@ -121,6 +121,7 @@ class CrfQueue:
         self.stack = ExitStack()
 
     def __enter__(self) -> CrfQueue:
+        prepare_crf(self.settings)
         if self.workers > 1:
             self.pool = self.stack.enter_context(process_pool(self.workers))
         return self

@@ -26,7 +26,7 @@ from wsss.evaluation.scoring import (
 )
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
-from wsss.refine.crf import crf_from_probabilities, seed_probabilities
+from wsss.refine.crf import crf_from_probabilities, prepare_crf, seed_probabilities
 from wsss.run.pool import parallel
 from wsss.show.sheets import mask_column, seed_column, truth_column
 
@@ -72,7 +72,10 @@ def run(s: Settings) -> Result:
         return job.result()
     masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
     refine = RefineSeeds(image_set, source, job.path, options)
-    parallel(refine, still_missing(names, (masks, ".png")), "crf", workers)
+    missing = still_missing(names, (masks, ".png"))
+    if missing:
+        prepare_crf(options)
+    parallel(refine, missing, "crf", workers)
     scored = scored_names(image_set, s.data.eval_split, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     columns = {
