@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from wsss.cli import CONF, choices_of, head, settings_path
+from wsss.cli import CONF, choices_of, head, settings_of, settings_path
+from wsss.errors import WsssError
 
 EXPERIMENTS = choices_of("experiment")
-
-
-def targets(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node
-        for value in node.values():
-            yield from targets(value)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,19 +21,26 @@ def resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_composes_and_its_keys_are_known_to_what_they_build(name: str) -> None:
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"experiment={name}"])
-    content = OmegaConf.to_container(cfg, resolve=True)
-    found = list(targets(content))
-    assert {"wsss"} <= {node["_target_"].split(".")[0] for node in found}
-    for node in found:
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue
-        unknown = set(node) - {"_target_", "name"} - set(parameters)
-        assert not unknown, f"{node['_target_']} does not know {unknown}"
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_key_of_a_recipe_is_known_and_of_its_type(name: str) -> None:
+    cfg = composed(f"experiment={name}", "run_name=test", "paths.run=test")
+    stages = list(cfg.pipeline)
+    settings = settings_of(cfg, stages)
+    assert set(settings) == set(stages)
+
+
+@pytest.mark.parametrize(
+    "key", ["method.no_such_key", "method.bank.no_such_key", "host.no_such_key"]
+)
+def test_a_key_that_nothing_knows_is_told(key: str) -> None:
+    cfg = composed("experiment=cpal_voc", "run_name=test", "paths.run=test", f"+{key}=1")
+    with pytest.raises(WsssError, match=key):
+        settings_of(cfg, ["train"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -52,3 +50,39 @@ def test_an_experiment_says_how_it_is_run(name: str) -> None:
     assert "python run.py" in text
     assert "Hardware:" in text and "Published:" in text
     assert head(CONF / "experiment" / f"{name}.yaml")
+
+
+TABLE1 = ("context", "aware", "alignment")
+
+
+def method_of(name: str) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(composed(f"experiment={name}").method, resolve=True))
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in node.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{key}": value} if inner is None else inner
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "last"),
+    [("cpal_table1", "cpal_voc"), ("cpal_mini_table1", "cpal_voc2007_mini")],
+)
+def test_each_row_of_table_1_adds_its_component_alone(rows: str, last: str) -> None:
+    methods = [method_of(f"{rows}_{row}") for row in TABLE1] + [method_of(last)]
+    added = [
+        {key: (one[key], other[key]) for key in one if one[key] != other[key]}
+        for one, other in pairwise(methods)
+    ]
+    neighbours = methods[1]["neighbours"]
+    aware = {"positiveness": (False, True)}
+    if neighbours != "all":
+        aware["neighbours"] = ("all", neighbours)
+    assert added == [
+        aware,
+        {"alignment": ("off", "pixel"), "test.alignment": ("off", "batch")},
+        {"lambda_self": (0.0, 1.0)},
+    ]

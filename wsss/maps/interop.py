@@ -116,6 +116,9 @@ def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassM
 def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
     """Write class maps as IRN, AMN or SIPE read them, whole or not at all.
 
+    `high_res` is what the stored maps are, enlarged: with `make_cam.stride=1` the scales were
+    fused at the photograph's size, as IRN does, otherwise at the stride.
+
     Args:
         path: The `.npy` file.
         maps: Class maps of one image; they are enlarged to the photograph's size.

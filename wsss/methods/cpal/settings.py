@@ -41,7 +41,7 @@ class CPALTest:
         refresh_bank: whether the bank is refilled and clustered with the final weights first.
     """
 
-    alignment: Literal["off", "ema", "batch"] = "off"
+    alignment: Literal["off", "ema", "batch"] = "batch"
     background_classes: Literal["all", "present"] = "all"
     structure: Literal["f", "z"] = "f"
     refresh_bank: bool = False
