@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from wsss.maps.files import read_class_maps
 
@@ -34,12 +33,8 @@ def test_one_command_runs_both_steps_and_again_nothing(program) -> None:
     assert first["settings"]["labels"]["background_threshold"] == 0.05
     trained = json.loads((run / "train" / "manifest.json").read_text())
     assert trained["settings"]["optimizer"]["name"] == "adam"
-    assert (
-        json.loads((run / "step1" / "train" / "manifest.json").read_text())["settings"][
-            "optimizer"
-        ]["name"]
-        == "sgd"
-    )
+    earlier = json.loads((run / "step1" / "train" / "manifest.json").read_text())
+    assert earlier["settings"]["optimizer"]["name"] == "sgd"
     labels = sorted(path.stem for path in (run / "step1" / "irn_labels" / "labels").iterdir())
     maps = sorted(path.stem for path in (run / "make_cam" / "maps").iterdir())
     assert labels == maps and len(maps) == 12
@@ -60,7 +55,6 @@ def test_cpal_makes_the_first_steps_maps_or_works_inside_the_second(program) -> 
     assert list(maps["kinds"]) == ["amn_cam"]
     program(AMN, "run_name=b", "method=cpal", "stage=all")
     run = folder(program.out, "b")
-    assert not (run / "step1" / "pacam").exists()
     maps = json.loads((run / "make_cam" / "manifest.json").read_text())
     assert list(maps["kinds"]) == ["amn_cam", "pacam"]
     state = weights(run)
@@ -68,21 +62,6 @@ def test_cpal_makes_the_first_steps_maps_or_works_inside_the_second(program) -> 
     program(AMN, "run_name=b", "method=cpal", "stage=irn_labels")
     made = json.loads((run / "irn_labels" / "manifest.json").read_text())
     assert made["kind"] == "amn_cam"  # what AMN calls its seed, PACAM beside it or not
-
-
-def test_label_maps_are_read_by_name_and_named_when_missing(program, tmp_path: Path) -> None:
-    given = tmp_path / "given"
-    given.mkdir()
-    said = program(AMN, "stage=train", f"host.labels={given}", check=False)
-    assert said.returncode == 1
-    assert "host.labels" in said.stderr and "12 of 12" in said.stderr
-    for path in (program.scenes / "JPEGImages").iterdir():
-        Image.new("L", Image.open(path).size).save(given / f"{path.stem}.png")
-    # A batch without any foreground: the loss is a number all the same.
-    done = program(AMN, "run_name=given", "stage=train", f"host.labels={given}")
-    assert "nan" not in done.stdout
-    without = program(AMN, "stage=train", "host.labels=null", check=False)
-    assert without.returncode == 1 and "host.labels: is not given" in without.stderr
 
 
 def test_a_killed_second_step_ends_with_the_weights_of_an_uninterrupted_one(program) -> None:
