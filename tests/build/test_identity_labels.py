@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from wsss.build.components import Component
-from wsss.build.identity import host_identity, label_maps_of
+from wsss.build.identity import given_of, host_identity
 from wsss.errors import WsssError
 from wsss.files import write_json
 from wsss.hosts.amn.host import AMN, AMNSettings
@@ -42,7 +42,7 @@ def write(folder: Path, name: str, label: int = 0) -> None:
 
 
 def found(folder: Path) -> dict[str, str]:
-    return label_maps_of(settings(folder), Images(), "train", "train")  # type: ignore[arg-type]
+    return given_of(settings(folder), Images(), "train", "train")  # type: ignore[arg-type]
 
 
 def test_they_are_known_by_their_content(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WsssError, match=r"host\.labels=.*labels: 2 of 3 .* for instance b\.png"):
         found(tmp_path)
     with pytest.raises(WsssError, match=r"host\.labels: is not given"):
-        label_maps_of(settings(tmp_path, None), Images(), "train", "train")  # type: ignore[arg-type]
+        given_of(settings(tmp_path, None), Images(), "train", "train")  # type: ignore[arg-type]
 
 
 def test_those_of_other_classes_are_refused(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_other_hosts_have_none_and_where_they_lie_is_no_setting(tmp_path: Path) 
     assert "labels" not in host_identity(s)
     assert host_identity(s)["smoothing"] == 0.4
     s.host = replace(s.host, make=CAM)
-    assert label_maps_of(s, Images(), "train", "train") == {}  # type: ignore[arg-type]
+    assert given_of(s, Images(), "train", "train") == {}  # type: ignore[arg-type]
