@@ -1,9 +1,9 @@
-"""Class maps in the files of other projects: IRN's, AMN's and SIPE's pickled `.npy` dictionaries.
+"""Class maps in other projects' files: the `.npy` dictionaries of IRN, AMN, CLIP-ES and SIPE.
 
 IRN writes `keys` (0-based class ids), `cam` (stride 4) and `high_res` (image size), partly as torch
 tensors; AMN (`wsss.maps.amn_npy`) the same, but with the background's channel first. SIPE writes
 `keys` (0 for the background, then 1-based ids) and `IS_CAM` (image size, with its own background
-first).
+first). CLIP-ES has names of its own (`wsss.maps.clip_es_npy`).
 
 Such a file is a pickle, which can run any code when it is loaded. Here it is read by an unpickler
 that knows arrays and tensors and nothing else.
@@ -22,11 +22,11 @@ import torch
 from wsss.data.base import missing_files
 from wsss.errors import WsssError
 from wsss.files import atomic
-from wsss.maps import amn_npy
+from wsss.maps import amn_npy, clip_es_npy
 from wsss.maps.files import ClassMaps
 from wsss.maps.fuse import enlarge
 
-FORMATS = ("irn", "amn", "sipe")
+FORMATS = ("irn", "amn", "clip_es", "sipe")
 # Names by which the versions of NumPy and PyTorch call what rebuilds arrays and tensors.
 _ALLOWED = {
     ("numpy", "ndarray"),
@@ -74,6 +74,9 @@ def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassM
     kind = "is_cam" if "IS_CAM" in content else "cam"
     if amn_npy.is_amn(content):
         kind, content = amn_npy.KIND, amn_npy.to_irn(content)
+    clip_es = clip_es_npy.kind_of(content)
+    if clip_es is not None:
+        kind, content = clip_es, clip_es_npy.to_irn(content)
     if kind == "is_cam":
         maps = full = content["IS_CAM"]
     else:
@@ -123,13 +126,13 @@ def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
         path: The `.npy` file.
         maps: Class maps of one image; they are enlarged to the photograph's size.
         kind: Which of its kinds.
-        form: `irn`, `amn` (a background channel is left out) or `sipe`.
+        form: `irn`, `amn`, `clip_es` (these leave a background channel out) or `sipe`.
 
     Raises:
         WsssError: If the form is unknown, or `sipe` is asked for maps without a background.
     """
     if form not in FORMATS:
-        raise WsssError(f"format of exported maps: {form}; choose irn, amn or sipe")
+        raise WsssError(f"format of exported maps: {form}; choose irn, amn, clip_es or sipe")
     own_background = maps.has_background(kind)
     stored = maps.maps[kind].astype(np.float32)
     content: dict[str, Any]
@@ -152,6 +155,8 @@ def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
         }
         if form == "amn":
             content = amn_npy.from_irn(content)
+        elif form == "clip_es":
+            content = clip_es_npy.from_irn(content)
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, content)  # type: ignore[arg-type]  # an object array of one dictionary
 
