@@ -191,7 +191,7 @@ class RefineSettings:
         workers: processes for CRFs; -1: one per core.
         pictures: rows of the contact sheets.
         npy: stage=import_cam: folder of `.npy` files.
-        npy_format: stage=export_cam: irn, amn, clip_es or sipe.
+        npy_format: stage=export_cam: irn, amn, mctformer, clip_es or sipe.
         crf: stage=crf.
         labels: stage=irn_labels.
         irn: stage=irn_train.
@@ -207,7 +207,7 @@ class RefineSettings:
     workers: Workers = -1
     pictures: Whole = 8
     npy: str | None = None
-    npy_format: Literal["irn", "amn", "clip_es", "sipe"] = "irn"
+    npy_format: Literal["irn", "amn", "mctformer", "clip_es", "sipe"] = "irn"
     crf: SeedCrf = SeedCrf()
     labels: LabelSettings = LabelSettings()
     irn: IRNSettings = IRNSettings()

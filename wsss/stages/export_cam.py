@@ -1,4 +1,4 @@
-"""Write class maps as IRN's, AMN's or SIPE's .npy files (refine.npy_format)."""
+"""Write class maps as IRN's, AMN's, MCTformer's or SIPE's .npy files (refine.npy_format)."""
 
 from __future__ import annotations
 
