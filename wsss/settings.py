@@ -67,7 +67,7 @@ def _line(error: ValidationError, kind: type, key: str) -> str:
     if fault["type"] == "unexpected_keyword_argument":
         known = _known(kind, place[:-1])
         close = get_close_matches(place[-1], known, n=1)
-        hint = f"; is '{close[0]}' meant?" if close else f"; there are {', '.join(known)}"
+        hint = f"; is '{close[0]}' meant?" if close else f"; there are {', '.join(known) or 'none'}"
         return f"{name}: unknown key{hint}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{name}: is not given"
