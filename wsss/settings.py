@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -49,9 +50,14 @@ def resolve(kind: type[T], content: Mapping[str, Any], key: str = "") -> T:
             the first one.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(content))
+        return _checker(kind).validate_python(dict(content))
     except ValidationError as error:
         raise WsssError(_line(error, kind, key)) from error
+
+
+@cache
+def _checker(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)  # costs a hundred times what a check does
 
 
 def _line(error: ValidationError, kind: type, key: str) -> str:
