@@ -1,27 +1,30 @@
-"""Every recipe composes, and names things that exist; a new one is tested by being there."""
+"""Every recipe composes and every one of its keys is known; a new one is tested by being there."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wsss.cli import CONF, choices_of, head, settings_path
+from wsss.build.settings import resolve_settings
+from wsss.cli import CONF, choices_of, head, settings_of, settings_path
+from wsss.errors import WsssError
+from wsss.stages import stage_names
 
 EXPERIMENTS = choices_of("experiment")
-
-
-def targets(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node
-        for value in node.values():
-            yield from targets(value)
+# Groups whose every choice stands by itself; what else it needs.
+GROUPS = {
+    "host": (),
+    "method": (),
+    "backbone": (),
+    "optimizer": (),
+    "data": (),
+    "refine": (),
+    "segmentation": ("segmentation.checkpoint=null",),
+    "trainer": (),
+    "logger": (),
+    "debug": (),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,19 +33,40 @@ def resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_composes_and_its_keys_are_known_to_what_they_build(name: str) -> None:
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"experiment={name}"])
-    content = OmegaConf.to_container(cfg, resolve=True)
-    found = list(targets(content))
-    assert {"wsss"} <= {node["_target_"].split(".")[0] for node in found}
-    for node in found:
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue
-        unknown = set(node) - {"_target_", "name"} - set(parameters)
-        assert not unknown, f"{node['_target_']} does not know {unknown}"
+        cfg = compose("config", overrides=list(overrides))
+    with open_dict(cfg):
+        cfg.paths.run = "out/test"
+    return cfg
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiments_keys_are_known_to_what_they_build(name: str) -> None:
+    """All of them: those of host, method, backbone and of the runs inside the run."""
+    cfg = composed(f"experiment={name}")
+    pipeline = [str(stage) for stage in cfg.pipeline]
+    for stage, s in settings_of(cfg, pipeline).items():
+        assert stage.rpartition("/")[2] in stage_names()
+        assert stage.rpartition("/")[0] in s.paths.run
+        for part in (s.host, s.backbone, s.data.image_set):
+            assert part.target.startswith("wsss.")
+    # A wrong key of the method is no less an error than one elsewhere.
+    for part in ("method", "host", "backbone"):
+        with open_dict(cfg):
+            cfg[part].nonsense = 1
+        with pytest.raises(WsssError, match=rf"^{part}\.nonsense: "):
+            resolve_settings(cfg)
+        with open_dict(cfg):
+            del cfg[part].nonsense
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in GROUPS for name in choices_of(group)]
+)
+def test_every_choice_of_a_group_fits_the_settings(group: str, name: str) -> None:
+    resolve_settings(composed(f"{group}={name}", *GROUPS[group]))
+    assert head(CONF / group / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
