@@ -1,4 +1,4 @@
-"""Every recipe composes, and names things that exist; a new one is tested by being there."""
+"""Every recipe composes and every one of its keys is known; a new one is tested by being there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from wsss.build.settings import resolve_settings
 from wsss.cli import CONF, choices_of, head, settings_of, settings_path
 from wsss.errors import WsssError
+from wsss.stages import stage_names
 
 EXPERIMENTS = choices_of("experiment")
+# Groups whose every choice stands by itself; what else it needs.
+GROUPS = {
+    "host": (),
+    "method": (),
+    "backbone": (),
+    "optimizer": (),
+    "data": (),
+    "refine": (),
+    "segmentation": ("segmentation.checkpoint=null",),
+    "trainer": (),
+    "logger": (),
+    "debug": (),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,24 +38,38 @@ def resolvers() -> None:
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        cfg = compose("config", overrides=list(overrides))
+    with open_dict(cfg):
+        cfg.paths.run = "out/test"
+    return cfg
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_key_of_a_recipe_is_known_and_of_its_type(name: str) -> None:
-    cfg = composed(f"experiment={name}", "run_name=test", "paths.run=test")
-    stages = list(cfg.pipeline)
-    settings = settings_of(cfg, stages)
-    assert set(settings) == set(stages)
+def test_an_experiments_keys_are_known_to_what_they_build(name: str) -> None:
+    """All of them: those of host, method, backbone and of the runs inside the run."""
+    cfg = composed(f"experiment={name}")
+    pipeline = [str(stage) for stage in cfg.pipeline]
+    for stage, s in settings_of(cfg, pipeline).items():
+        assert stage.rpartition("/")[2] in stage_names()
+        assert stage.rpartition("/")[0] in s.paths.run
+        for part in (s.host, s.backbone, s.data.image_set):
+            assert part.target.startswith("wsss.")
+    # A wrong key of the method is no less an error than one elsewhere.
+    for part in ("method", "host", "backbone"):
+        with open_dict(cfg):
+            cfg[part].nonsense = 1
+        with pytest.raises(WsssError, match=rf"^{part}\.nonsense: "):
+            resolve_settings(cfg)
+        with open_dict(cfg):
+            del cfg[part].nonsense
 
 
 @pytest.mark.parametrize(
-    "key", ["method.no_such_key", "method.bank.no_such_key", "host.no_such_key"]
+    ("group", "name"), [(group, name) for group in GROUPS for name in choices_of(group)]
 )
-def test_a_key_that_nothing_knows_is_told(key: str) -> None:
-    cfg = composed("experiment=cpal_voc", "run_name=test", "paths.run=test", f"+{key}=1")
-    with pytest.raises(WsssError, match=key):
-        settings_of(cfg, ["train"])
+def test_every_choice_of_a_group_fits_the_settings(group: str, name: str) -> None:
+    resolve_settings(composed(f"{group}={name}", *GROUPS[group]))
+    assert head(CONF / group / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -273,7 +273,7 @@ def compose_for_doctor(overrides: list[str]) -> Settings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*overrides, "stage=doctor"])
     with open_dict(cfg):
-        cfg.paths.run, cfg.run_name = str(Path(cfg.paths.outputs) / "doctor"), "doctor"
+        cfg.paths.run, cfg.run_name = str(Path(str(cfg.paths.outputs)) / "doctor"), "doctor"
     return settings_of(cfg, ["doctor"])["doctor"]
 
 

@@ -179,6 +179,26 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
     assert list(segmenter.outputs(batch["image"])) == ["x1", "x0.75", "x0.5", "max"]
 
 
+def test_enlarged_logits_are_compared_with_every_label() -> None:
+    segmenter = Segmenter(tiny(), optimizer=SGD, msc=False, enlarge_logits=True)
+    batch = next(iter(DataLoader(Squares(2), batch_size=2)))
+    logits = segmenter.logits(batch["image"])
+    assert logits.shape[-1] == 8
+    full = F.interpolate(logits, (32, 32), mode="bilinear", align_corners=False)
+    losses = [
+        -full[b, :, y, x].log_softmax(0)[batch["target"][b, y, x]]
+        for b in range(2)
+        for y in range(32)
+        for x in range(32)
+        if batch["target"][b, y, x] != 255
+    ]
+    segmenter.log = lambda *a, **k: None  # type: ignore[method-assign]
+    optimizers = [torch.optim.SGD(segmenter.parameters())]
+    segmenter.trainer = type("T", (), {"optimizers": optimizers})()
+    expected = torch.stack(losses).mean().item()
+    assert segmenter.training_step(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["ce", "balanced", "balanced_dsrg"])
 def test_a_trivial_pattern_is_learnt_in_a_few_steps(loss: str) -> None:
     optimizer = OptimizerSettings(lr=0.02, weight_decay=0.0, poly_every=1)
