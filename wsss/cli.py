@@ -204,6 +204,7 @@ def _job(cfg: object, debug: bool) -> float | None:
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
+    from wsss.files import remove_parts
     from wsss.run import failures
     from wsss.run.logs import finish_wandb
     from wsss.run.process import is_main_process, say, wait_for_all
@@ -225,6 +226,8 @@ def _job(cfg: object, debug: bool) -> float | None:
         stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
         work = [get_stage(one.rpartition("/")[2]) for one in stages]
         settings = settings_of(cfg, stages)
+        if is_main_process():
+            remove_parts(Path(str(cfg.paths.cache)).expanduser())
         miou = None
         for number, (name, stage) in enumerate(zip(stages, work, strict=True), 1):
             if len(work) > 1:

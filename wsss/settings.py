@@ -50,7 +50,7 @@ def resolve(kind: type[T], content: Mapping[str, Any], key: str = "") -> T:
             the first one.
     """
     try:
-        return _checker(kind).validate_python(dict(content))
+        return _checker(kind).validate_python(dict(content))  # type: ignore[arg-type]
     except ValidationError as error:
         raise WsssError(_line(error, kind, key)) from error
 

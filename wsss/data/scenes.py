@@ -27,6 +27,7 @@ from wsss.data.masks import VOID, write_mask
 from wsss.data.scene_drawing import DRAW, Canvas, Pen, Points, Rng, draw_background, draw_stones
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
+from wsss.files import part_ending
 
 # Raised whenever the pictures change, so that those of an older version are made anew.
 VERSION = 1
@@ -123,7 +124,7 @@ def generate(
             f"{root} holds something that is not generated scenes: give data.root another folder"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    draft = Path(tempfile.mkdtemp(part_ending(), f".{root.name}-", root.parent))
     try:
         draft.chmod(0o755)  # mkdtemp's folder is for its owner only
         _write_scenes(draft, seed, n_train, n_val, size)
