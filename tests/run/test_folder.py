@@ -178,6 +178,28 @@ def test_a_second_start_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> 
     assert second.open().resumed
 
 
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_folder(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from wsss.run.folder import StageFolder\n"
+        "folder = StageFolder(Path(sys.argv[1]), 'train', {}); folder.open()\n"
+        "if os.fork() == 0:\n"
+        "    print('forked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "train")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout.readline() == b"forked\n"
+    with pytest.raises(WsssError, match="works on this stage"):
+        StageFolder(tmp_path / "train", "train", {}).open()  # the parent has not let go of it
+    parent.kill()
+    parent.wait()
+    assert StageFolder(tmp_path / "train", "train", {}).open().resumed
+    parent.stdin.close()  # ends the worker
+
+
 def test_a_reopened_stage_goes_on(tmp_path: Path) -> None:
     stage = folder(tmp_path).open()
     (stage.path / "mask.png").write_text("kept")

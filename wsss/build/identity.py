@@ -110,7 +110,7 @@ def file_hash(s: Settings, path: str | Path) -> str:
 def find_checkpoint(
     s: Settings, wanted_by: str, classes: tuple[str, ...]
 ) -> tuple[Path | None, str]:
-    """The checkpoint that a stage reads, and a hash that stands for it.
+    """The checkpoint that a stage reads, and the hash of its content.
 
     `checkpoint=FILE` names one of another run; otherwise it is that of this run's training. A
     host that learns nothing has none.
@@ -132,7 +132,7 @@ def find_checkpoint(
         return None, made["hash"]
     if not path.is_file():
         raise WsssError(f"{path}: is not there any more; run stage=train again")
-    return path, made["hash"]
+    return path, file_hash(s, path)
 
 
 def training_identity(s: Settings) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Trained:
 
     Attributes:
         path: its checkpoint.
-        hash: stands for how it was trained.
+        hash: of the file's content.
         classes: foreground class names.
         initial_weights: what it was trained from.
     """
@@ -148,9 +148,8 @@ def find_trained(s: Settings, wanted_by: str) -> Trained:
         made = require(path.parent, "seg_train", wanted_by)
     if not path.is_file():
         raise WsssError(f"{path}: is not there any more; run stage=seg_train again")
-    if s.segmentation.checkpoint:
-        made = {**made, "hash": file_hash(s, path)}
-    return Trained(path, made["hash"], tuple(made["class_names"]), made["initial_weights"])
+    classes, begins_with = tuple(made["class_names"]), made["initial_weights"]
+    return Trained(path, file_hash(s, path), classes, begins_with)
 
 
 def load_trained(

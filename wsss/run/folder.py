@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -20,6 +21,17 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 FAILED = "failed.json"  # why a job failed, see `wsss.run.failures`
 LOCK = ".lock"
+
+_held: weakref.WeakSet[TextIO] = weakref.WeakSet()  # the locks of this process
+
+
+def _let_go() -> None:
+    """Let go of the folders in a forked worker, which may outlive its killed parent by seconds."""
+    for file in list(_held):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _difference(old: Any, new: Any) -> str:
@@ -174,6 +186,7 @@ class StageFolder:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         self.lock = file
+        _held.add(file)
 
     def _release(self) -> None:
         if self.lock is not None:
