@@ -26,10 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.maps.functional import add_background, normalize_cam  # noqa: E402
-from wsss.methods.sipe.functional import explore, gsc_loss  # noqa: E402
+from wsss.maps.functional import add_background, normalize_cam
+from wsss.methods.sipe.functional import explore, gsc_loss
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def available_gib(device: str) -> float:
 
 def main() -> None:
     """Run the cases and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two small cases")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3)
