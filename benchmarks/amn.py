@@ -18,10 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsss.backbones import ResNet  # noqa: E402
-from wsss.hosts.amn.host import AMN, AMNSettings  # noqa: E402
-from wsss.hosts.base import Host, HostSettings  # noqa: E402
-from wsss.hosts.cam import CAM  # noqa: E402
+from wsss.backbones import ResNet
+from wsss.hosts.amn.host import AMN, AMNSettings
+from wsss.hosts.base import Host, HostSettings
+from wsss.hosts.cam import CAM
 
 CLASSES = tuple(f"class {n}" for n in range(20))
 SCALES = (1.0, 0.5, 1.5, 2.0)

@@ -18,12 +18,9 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsss.hosts.mctformer.functional import resize_positions
 from wsss.hosts.mctformer.network import ClassTokenTransformer

@@ -14,13 +14,9 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.losses import LOSSES, losses_of
