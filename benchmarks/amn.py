@@ -10,13 +10,9 @@ them at stride 4. Seconds are CPU time; memory is that of logits or class maps b
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsss.backbones import ResNet
 from wsss.hosts.amn.host import AMN, AMNSettings

@@ -22,8 +22,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from wsss.hosts.clip_es.functional import class_probabilities
 from wsss.hosts.clip_es.host import CLIPES, CLIPESSettings
 from wsss.hosts.clip_es.network import TowerSettings
