@@ -106,10 +106,10 @@ def test_each_row_of_table_1_adds_its_component_alone(rows: str, last: str) -> N
         {key: (one[key], other[key]) for key in one if one[key] != other[key]}
         for one, other in pairwise(methods)
     ]
-    neighbours = methods[1]["neighbours"]
+    neighbors = methods[1]["neighbors"]
     aware = {"positiveness": (False, True)}
-    if neighbours != "all":
-        aware["neighbours"] = ("all", neighbours)
+    if neighbors != "all":
+        aware["neighbors"] = ("all", neighbors)
     assert added == [
         aware,
         {"alignment": ("off", "pixel"), "test.alignment": ("off", "batch")},

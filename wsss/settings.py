@@ -27,7 +27,7 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]  # a part of a whole
 Below1 = Annotated[float, Ge(0), Lt(1)]
-Colour = tuple[float, float, float]  # one number per RGB channel
+Color = tuple[float, float, float]  # one number per RGB channel
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -259,7 +259,7 @@ def test_it_travels_to_workers_small_and_whole(root: Path) -> None:
 # ---- photographs as they come
 
 
-def test_gray_and_cmyk_photographs_are_colour_when_loaded(root: Path) -> None:
+def test_gray_and_cmyk_photographs_are_color_when_loaded(root: Path) -> None:
     data = prepared(root)
     for i, mode in ((9, "L"), (25, "CMYK")):
         path = data.image_path(file_name(i)[:-4])

@@ -176,7 +176,7 @@ def test_prediction_can_be_restricted_to_what_is_missing(voc_root: Path) -> None
     assert [s["name"] for s in whole.select([3, 0]).loader()] == [names[3], names[0]]
 
 
-def test_unlabelled_split_is_predicted_without_annotations(voc_root: Path) -> None:
+def test_unlabeled_split_is_predicted_without_annotations(voc_root: Path) -> None:
     shutil.rmtree(voc_root / "Annotations")
     shutil.copy(
         voc_root / "ImageSets/Segmentation/val.txt", voc_root / "ImageSets/Segmentation/test.txt"

@@ -47,7 +47,7 @@ def read_npy_maps(path: Path, size: tuple[int, int] | None = None) -> ClassMaps:
     """Read the class maps of one image as IRN, AMN, MCTformer or SIPE stored them.
 
     Args:
-        path: The `.npy` file.
+        path: the `.npy` file.
         size: (height, width) of the photograph; needed only for files without a map of its size.
 
     Returns:
@@ -56,7 +56,7 @@ def read_npy_maps(path: Path, size: tuple[int, int] | None = None) -> ClassMaps:
         stride 4), with 1-based class ids.
 
     Raises:
-        WsssError: If the file is missing, broken, of another content, or holds anything but arrays
+        WsssError: if the file is missing, broken, of another content, or holds anything but arrays
             and tensors.
     """
     try:
@@ -128,13 +128,13 @@ def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
     fused at the photograph's size, as IRN does, otherwise at the stride.
 
     Args:
-        path: The `.npy` file.
-        maps: Class maps of one image; they are enlarged to the photograph's size.
-        kind: Which of its kinds.
+        path: the `.npy` file.
+        maps: class maps of one image; they are enlarged to the photograph's size.
+        kind: which of its kinds.
         form: `irn`, `amn`, `mctformer`, `clip_es` (these leave a background channel out) or `sipe`.
 
     Raises:
-        WsssError: If the form is unknown, or `sipe` is asked for maps without a background.
+        WsssError: if the form is unknown, or `sipe` is asked for maps without a background.
     """
     if form not in FORMATS:
         raise WsssError(f"format of exported maps: {form}; choose {', '.join(FORMATS)}")
@@ -172,7 +172,7 @@ def npy_files(folder: Path, names: list[str]) -> list[Path]:
     """The file of each image in a folder of `.npy` dictionaries.
 
     Raises:
-        WsssError: If some are missing; the message counts them and names one.
+        WsssError: if some are missing; the message counts them and names one.
     """
     paths = [folder / f"{name}.npy" for name in names]
     missing = missing_files(paths)

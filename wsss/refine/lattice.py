@@ -295,7 +295,7 @@ def _build(
 
     Args:
         features: (d, H, W) float32.
-        axes: A tuple of d anything.
+        axes: a tuple of d anything.
         steps: (d + 1,) int64, the last one 0.
         low: (d,) int64, smallest quotients.
 
@@ -433,10 +433,10 @@ def _filter(values: Array, one: tuple, two: tuple, lanes: tuple) -> None:
     """Replace values (N, V), flat, by the sum of two filters' answers to them.
 
     Args:
-        values: Flat.
-        one, two: Points, weights and neighbors of a filter, and twice room for its lattice:
+        values: flat.
+        one, two: points, weights and neighbors of a filter, and twice room for its lattice:
             (M + 1, V), flat, the last row 0.
-        lanes: V of anything.
+        lanes: v of anything.
     """
     points_1, weights_1, near_1, lattice_1, spare_1 = one
     points_2, weights_2, near_2, lattice_2, spare_2 = two
@@ -505,10 +505,10 @@ def build_filter(features: np.ndarray, weight: float) -> Filter:
 
     Args:
         features: (d, H, W) float32, in standard deviations.
-        weight: Factor, 0 or more.
+        weight: factor, 0 or more.
 
     Raises:
-        WsssError: If the features have so wide a range that lattice points can't be numbered.
+        WsssError: if the features have so wide a range that lattice points can't be numbered.
     """
     d = len(features)
     corners = d + 1
@@ -578,7 +578,7 @@ def _softmax(
         bounds: (R + 1,) the readings' channels.
         heard: (C,) bool: whether a channel's answer is a message to it.
         lane: (C,) where a channel begins in `answers`.
-        first: Whether there are no answers yet.
+        first: whether there are no answers yet.
         width: V.
         shares: (C, 16), flat: room.
     """
@@ -629,10 +629,10 @@ def _mean_field(
     """Marginals in the places of channels.
 
     Args:
-        scores, ones, bounds, heard, lane: As in `_softmax`.
+        scores, ones, bounds, heard, lane: as in `_softmax`.
         state: (groups, N * V): the marginals, in the end.
-        iterations: How many.
-        one, two, lanes: As in `_filter`.
+        iterations: how many.
+        one, two, lanes: as in `_filter`.
     """
     shares = np.empty(len(lane) * LANES, np.float32)
     flat = state.reshape(-1)
@@ -655,12 +655,12 @@ def mean_field(
     what they answer to ones.
 
     Args:
-        filters: Both pairwise terms.
+        filters: both pairwise terms.
         scores: (C, H, W) float32 for each reading: unary energy of its last label less that of
             each other label.
-        quiet: For each reading, whether its last channel takes part in the softmax but gets no
+        quiet: for each reading, whether its last channel takes part in the softmax but gets no
             message.
-        iterations: How many.
+        iterations: how many.
 
     Returns:
         (C, H, W) float32 marginals for each reading.

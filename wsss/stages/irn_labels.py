@@ -65,7 +65,7 @@ class Shares:
 
 
 def run(s: Settings) -> Result:
-    """Label what is not labelled yet."""
+    """Label what is not labeled yet."""
     image_set = build_image_set(s)
     source = map_source(s, "irn_labels", image_set.classes)
     names = image_set.names(s.data.infer_split)
