@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +117,29 @@ def test_each_row_of_table_1_adds_its_component_alone(rows: str, last: str) -> N
         {"alignment": ("off", "pixel"), "test.alignment": ("off", "batch")},
         {"lambda_self": (0.0, 1.0)},
     ]
+
+
+def numbers_of(node: Any) -> set[float]:
+    if isinstance(node, dict):
+        return set().union(*(numbers_of(value) for value in node.values()))
+    return {float(number) for number in re.findall(r"\b\d\d\.\d\b", str(node))}
+
+
+READMES = sorted(CONF.parent.glob("wsss/*/*/README.md"))
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_published_numbers_of_a_readme_are_those_of_its_recipes(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = line.strip().strip("|").split("|")
+        named = [name for name in re.findall(r"`(\w+)`", line) if name in EXPERIMENTS]
+        if not line.startswith("|") or named in ([], ["cam_voc"]):
+            continue  # of plain CAM: SIPE and CPAL measure their own baseline, 50.1
+        published = [
+            OmegaConf.load(CONF / "experiment" / f"{name}.yaml").get("published") for name in named
+        ]
+        if None in published:
+            continue  # a row of our own numbers
+        expected = numbers_of([OmegaConf.to_container(one) for one in published])
+        last = max(i for i, cell in enumerate(cells) if any(f"`{n}`" in cell for n in named))
+        assert numbers_of(cells[last + 1 :]) <= expected, line
