@@ -73,6 +73,9 @@ def test_cpal_makes_the_first_steps_maps_or_works_inside_the_second(program) -> 
     assert list(maps["kinds"]) == ["amn_cam", "pacam"]
     state = weights(run)
     assert {"host.classifier.0.weight", "branch.projection.0.weight"} <= state.keys()
+    scored = json.loads((run / "eval_cam" / "metrics.json").read_text())
+    assert scored["main"] == "amn_cam" and scored["miou"] == scored["amn_cam"]["miou"]
+    assert "pacam" in scored
     program(AMN, "run_name=b", "method=cpal", "stage=irn_labels")
     made = json.loads((run / "irn_labels" / "manifest.json").read_text())
     assert made["kind"] == "amn_cam"  # what AMN calls its seed, PACAM beside it or not
