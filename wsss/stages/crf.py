@@ -88,9 +88,11 @@ def run(s: Settings) -> Result:
             "seed": SeedScore(image_set, source, options.constant),
             "crf": MaskScore(image_set, label_folder(job.path)),
         }
-        rows = job.scores(scores, scored, "crf", workers, image_labels_known=True)
+        about = {"split": s.data.eval_split, "image_labels_known": True}
+        rows = job.scores(scores, scored, "crf", workers, **about)
         facts |= {"seed_miou": rows["seed"]["miou"], "miou": rows["crf"]["miou"]}
-        text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, "
+        text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f} on "
+        text += f"{len(scored)} images of {s.data.eval_split}; "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
     facts["class_names"] = list(image_set.classes)

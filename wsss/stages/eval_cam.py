@@ -61,6 +61,7 @@ def run(s: Settings) -> Result:
         names,
         main,
         s.eval_cam.workers,
+        split=s.data.eval_split,
         image_labels_known=True,
         tuned_on_masks=["miou_best_threshold", "best_threshold"],
     )
@@ -74,7 +75,7 @@ def run(s: Settings) -> Result:
     say(seed_table(kinds, main))
     return job.close(
         f"mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at the best "
-        f"threshold (tuned on these masks), {len(names)} images in {{time}}",
+        f"threshold (tuned on these masks), {len(names)} images of {s.data.eval_split} in {{time}}",
         sheet or job.path,
         miou=result["miou"],
         images=len(names),
