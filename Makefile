@@ -8,7 +8,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test minimum lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prin
 
 test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -n logical --dist loadfile $(ARGS)
+
+minimum: $(VENV)/.ready ## the quick tests with the oldest versions that pyproject.toml allows
+	@$(RUN) tools/minimum.py $(ARGS)
 
 lint: $(VENV)/.ready ## check style, types and layers
 	$(RUN) -m ruff check .

@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.data.coco_index import INDEX, OUTLINES, build_index, read_index, read_outlines  # noqa: E402
-from wsss.data.coco_masks import PaintTask, paint_file  # noqa: E402
+from wsss.data.coco_index import INDEX, OUTLINES, build_index, read_index, read_outlines
+from wsss.data.coco_masks import PaintTask, paint_file
 
 OBJECTS, POINTS, CATEGORIES = 7.3, 30, 80
 HEIGHT, WIDTH = 480, 640

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.refine.crf import CrfSettings, DenseCrf, label_energies, prepare_crf  # noqa: E402
+from wsss.refine.crf import CrfSettings, DenseCrf, label_energies, prepare_crf
 
 NETWORK = CrfSettings(gaussian_sxy=1, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4)
 
@@ -94,7 +91,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", type=Path, help="a folder of .jpg")
     parser.add_argument("--count", type=int, default=5, help="how many of them")
     parser.add_argument("--repeats", type=int, default=5)

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.methods.cpal.kmeans import kmeans  # noqa: E402
+from wsss.methods.cpal.kmeans import kmeans
 
 DIM = 128
 

@@ -18,15 +18,12 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.hosts.mctformer.functional import resize_positions  # noqa: E402
-from wsss.hosts.mctformer.network import ClassTokenTransformer  # noqa: E402
+from wsss.hosts.mctformer.functional import resize_positions
+from wsss.hosts.mctformer.network import ClassTokenTransformer
 
 SIZES = [("448 x 448", (448, 448)), ("500 x 375 at 1.5", (562, 750))]
 FORMS = ("none", "summed", "kept")

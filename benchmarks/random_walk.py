@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.refine.random_walk import affinity_weights, random_walk  # noqa: E402
+from wsss.refine.random_walk import affinity_weights, random_walk
 
 SIZES = ((96, 128), (160, 160), (192, 256), (256, 256), (375, 500), (500, 375), (640, 640))
 RADIUS, BETA, LOG2_STEPS, CLASSES = 5, 10.0, 8, 4
@@ -120,7 +116,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)

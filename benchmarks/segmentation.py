@@ -14,17 +14,13 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.segmentation.deeplabv2 import build_network  # noqa: E402
-from wsss.segmentation.losses import LOSSES, losses_of  # noqa: E402
-from wsss.segmentation.multi_scale import maximum, multi_scale_logits  # noqa: E402
+from wsss.segmentation.deeplabv2 import build_network
+from wsss.segmentation.losses import LOSSES, losses_of
+from wsss.segmentation.multi_scale import maximum, multi_scale_logits
 
 
 def main() -> None:

@@ -26,10 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from wsss.maps.functional import add_background, normalize_cam  # noqa: E402
-from wsss.methods.sipe.functional import explore, gsc_loss  # noqa: E402
+from wsss.maps.functional import add_background, normalize_cam
+from wsss.methods.sipe.functional import explore, gsc_loss
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ QUICK = [
 
 def naive_explore(maps: Tensor, structure: Tensor, feature: Tensor, allowed: Tensor) -> Tensor:
     """IS-CAM by broadcasting, as the equations read."""
-    batch, classes, height, width = maps.shape
+    classes = maps.shape[1]
     unit = F.normalize(structure.flatten(2), dim=1)
     correlation = F.relu(unit.transpose(1, 2) @ unit)[:, None]  # (B, 1, hw, hw)
     template = maps.flatten(2)[:, :, None]  # (B, N+1, 1, hw)
@@ -114,7 +112,7 @@ def measure(case: Case, form: str, device: str, repeats: int) -> dict[str, float
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
     run(1, (4, 4), 8, 8)[0]()  # loads the kernels, so that their memory is not counted
-    step, made = run(case.batch, case.grid, case.structure, case.channels)
+    step, _ = run(case.batch, case.grid, case.structure, case.channels)
     before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else peak()
     times = []
     value = 0.0
@@ -158,7 +156,7 @@ def available_gib(device: str) -> float:
 
 def main() -> None:
     """Run the cases and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two small cases")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3)

@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator
 import torch
 
 from wsss.backbones import Backbone, ResNet, Timm
+from wsss.hosts.base import HostSettings
 from wsss.hosts.cam import CAM
-from wsss.hosts.optimizer import build_optimizer
-from wsss.maps.functional import classification_loss
+from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
+from wsss.methods.network import SeedNetwork
 from wsss.run.compute import cpu_has_bfloat16
 
-SGD = {"lr": 1e-3, "head_lr": 1e-3, "momentum": 0.0, "weight_decay": 1e-4, "poly_power": 0.9}
+CLASSES = [str(index) for index in range(20)]
+SGD = OptimizerSettings(lr=1e-3, head_lr=1e-3, weight_decay=1e-4)
 
 
 def backbone(name: str, fast: bool) -> Backbone:
@@ -81,7 +83,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     image = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
-    label = (torch.rand(arguments.batch, 20, device=device) < 0.1).float()
+    label = (torch.rand(arguments.batch, len(CLASSES), device=device) < 0.1).float()
     print(
         f"{arguments.backbone}, {arguments.batch} x {arguments.size}², {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -89,28 +91,29 @@ def main() -> None:
     print(f"{'setting':<40}{'train img/s':>12}{'ratio':>7}{'maps img/s':>12}{'ratio':>7}")
     first: tuple[float, float] | None = None
     for name, layout, fast, half in settings(device, arguments.bfloat16):
-        method = CAM(backbone(arguments.backbone, fast), 20, SGD, memory_format=layout).to(device)
-        optimizer = build_optimizer(
-            method.backbone.parameters(), method.head_parameters(), SGD, total_steps=1000
-        )["optimizer"]
+        host = CAM(HostSettings(), CLASSES, backbone(arguments.backbone, fast))
+        network = SeedNetwork(host, None, SGD, memory_format=layout).to(device)
+        groups = host.parameter_groups(SGD.lr, SGD.head_lr)
+        optimizer = build_optimizer(groups, SGD, total_steps=1000)["optimizer"]
         cast = torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
 
-        def train(method=method, optimizer=optimizer, cast=cast) -> None:
+        def train(network=network, optimizer=optimizer, cast=cast) -> None:
             with cast:
-                loss = classification_loss(method(image)[1], label)
+                seen = network(image, label)
+                loss = network.host.losses(seen, {"label": label})["cls"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
         trained = rate(train, arguments.batch, arguments.seconds, device)
-        method.eval()
+        network.eval()
         if fast:
-            method.backbone = method.backbone.folded()
-            method.to(memory_format=method.layout)
+            host.folded()
+            network.to(memory_format=network.layout)
 
-        def maps(method=method, cast=cast) -> None:
+        def maps(network=network, cast=cast) -> None:
             with torch.inference_mode(), cast:
-                method.maps_at_scale(image[:2], label[0])
+                network.maps(image[0], label[0])
 
         made = rate(maps, 1, arguments.seconds, device)
         first = first or (trained, made)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +32,56 @@ def _shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data absent: {path} (set WSSS_SHARED to the folder that has {relative})")
     return path
+
+
+@dataclass
+class Ended:
+    """What a command line ended with."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys) -> Iterator[Callable[..., Ended]]:
+    """`command_line("stage=train", ...)`: the command line in this process, and all that it says.
+
+    Whatever it changes for its process (environment, signals, logging, Hydra) is put back.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from wsss.cli import main
+
+    environment = dict(os.environ)
+    answers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    handlers, level = list(logging.root.handlers), logging.root.level
+
+    def restore() -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+        for one, answer in answers.items():
+            signal.signal(one, answer)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            restore()
+        return Ended(code, *capsys.readouterr())
+
+    yield call
+    restore()
 
 
 @pytest.fixture(scope="session")

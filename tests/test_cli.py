@@ -3,9 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wsss.cli import quote_paths
+from wsss.cli import CONF, choices_of, quote_paths, settings_of, settings_path
+from wsss.errors import WsssError
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,61 @@ def test_a_path_that_exists_is_one_value_whatever_it_holds(tmp_path: Path, monke
     assert not parsed.is_sweep_override() and parsed.value() == path
     absent = f"checkpoint={path}s"
     assert quote_paths(absent) == absent  # no such file: left for Hydra to read
+
+
+def composed(tmp_path: Path, *overrides: str) -> DictConfig:
+    OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
+    OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides))
+    with open_dict(cfg):
+        cfg.paths.run = str(tmp_path)
+    return cfg
+
+
+def test_a_run_inside_the_run_has_its_own_settings_and_folder(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, "experiment=amn_voc", "seed=3", "+first.step1.training.max_epochs=2")
+    found = settings_of(cfg, ["step1/train", "train"])
+    first, second = found["step1/train"], found["train"]
+    assert first.folder("train") == tmp_path / "step1" / "train"
+    assert second.folder("train") == tmp_path / "train"
+    assert first.seed == second.seed == 3
+    # A choice of a group stands in the place of the job's: no key of AMN's is left over.
+    assert first.host.target.endswith(".CAM") and second.host.target.endswith(".AMN")
+    assert (first.optimizer.name, first.optimizer.lr) == ("sgd", 0.1)
+    assert (second.optimizer.name, second.optimizer.lr) == ("adam", 5e-6)
+    # What is no choice is merged key by key.
+    assert (first.training.max_epochs, first.training.gradient_clip_val) == (2, 1.0)
+    assert (second.training.max_epochs, second.training.gradient_clip_val) == (5, None)
+    assert first.backbone.options == {**second.backbone.options, "frozen_stages": 2}
+    labels = second.host.options["options"].labels
+    assert labels == str(tmp_path / "step1" / "irn_labels" / "labels")
+
+
+def test_what_is_wrong_with_a_run_inside_the_run_is_one_line(tmp_path: Path) -> None:
+    cfg = composed(tmp_path, "experiment=amn_voc", "+first.step1.optimizer.rate=1")
+    with pytest.raises(WsssError, match=r"optimizer\.rate: unknown key"):
+        settings_of(cfg, ["step1/train"])
+    with pytest.raises(WsssError, match=r"first\.other is not given"):
+        settings_of(cfg, ["other/train"])
+
+
+@pytest.mark.parametrize("name", [n for n in choices_of("experiment") if "amn" in n])
+def test_amns_recipes_make_label_maps_first_and_read_them(name: str, tmp_path: Path) -> None:
+    cfg = composed(tmp_path, f"experiment={name}")
+    stages = list(cfg.pipeline)
+    found = settings_of(cfg, stages)
+    first, second = found["step1/irn_labels"], found["train"]
+    assert second.host.options["options"].labels == str(first.folder("irn_labels") / "labels")
+    assert stages.index("step1/irn_labels") < stages.index("train")
+    assert first.data.infer_split == second.data.train_split
+    assert first.refine.kind is None
+    assert (first.method.name == "cpal") == ("cpal" in name and not name.endswith("_inside"))
+    assert (second.method.name == "cpal") == name.endswith("_inside")
+    if not name.startswith("demo"):
+        assert second.refine.kind == "amn_cam" and second.refine.walk.power_constant == 1.3
+        assert second.refine.labels.foreground_threshold == 0.45
+        assert second.refine.labels.background_threshold == 0.15
+    if "coco" not in name and not name.startswith("demo"):
+        assert first.refine.labels.foreground_threshold == 0.30
+        assert first.refine.labels.background_threshold == 0.05

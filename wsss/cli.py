@@ -28,6 +28,7 @@ DOCTOR = {"doctor", "stage=doctor"}  # both words for the check of the installat
 MOVED = {
     "trainer.max_epochs": "training.max_epochs",
     "trainer.gradient_clip_val": "training.gradient_clip_val",
+    "method.neighbors": "method.neighbors",
 }
 MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
 
@@ -204,6 +205,7 @@ def _job(cfg: object, debug: bool) -> float | None:
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
+    from wsss.files import remove_parts
     from wsss.run import failures
     from wsss.run.logs import finish_wandb
     from wsss.run.process import is_main_process, say, wait_for_all
@@ -225,6 +227,8 @@ def _job(cfg: object, debug: bool) -> float | None:
         stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
         work = [get_stage(one.rpartition("/")[2]) for one in stages]
         settings = settings_of(cfg, stages)
+        if is_main_process():
+            remove_parts(Path(str(cfg.paths.cache)).expanduser())
         miou = None
         for number, (name, stage) in enumerate(zip(stages, work, strict=True), 1):
             if len(work) > 1:
@@ -275,7 +279,7 @@ def compose_for_doctor(overrides: list[str]) -> Settings:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*overrides, "stage=doctor"])
     with open_dict(cfg):
-        cfg.paths.run, cfg.run_name = str(Path(cfg.paths.outputs) / "doctor"), "doctor"
+        cfg.paths.run, cfg.run_name = str(Path(str(cfg.paths.outputs)) / "doctor"), "doctor"
     return settings_of(cfg, ["doctor"])["doctor"]
 
 

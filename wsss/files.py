@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
             file. That costs milliseconds; what is made by thousands waits for `os.sync` instead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}{part_ending()}")
     try:
         yield temporary
         if durable:
@@ -39,17 +40,25 @@ def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def part_ending() -> str:
+    """How hidden temporary files and folders of this process end, by which `remove_parts` knows."""
+    return f".{_host()}.{os.getpid()}.part"
+
+
 def _host() -> str:
     """Name of this machine, without dots."""
     return platform.node().partition(".")[0]
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove temporary files that killed processes of this machine have left below a folder."""
-    for path in folder.rglob(".*.part"):
+    """Remove what killed processes of this machine have left half written below a folder."""
+    for path in list(folder.rglob(".*.part")):
         found = PART.fullmatch(path.name)
         if found and found["host"] == _host() and not alive(int(found["pid"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def alive(pid: int) -> bool:

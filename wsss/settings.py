@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -26,7 +27,7 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]  # a part of a whole
 Below1 = Annotated[float, Ge(0), Lt(1)]
-Colour = tuple[float, float, float]  # one number per RGB channel
+Color = tuple[float, float, float]  # one number per RGB channel
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -49,9 +50,14 @@ def resolve(kind: type[T], content: Mapping[str, Any], key: str = "") -> T:
             the first one.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(content))
+        return _checker(kind).validate_python(dict(content))  # type: ignore[arg-type]
     except ValidationError as error:
         raise WsssError(_line(error, kind, key)) from error
+
+
+@cache
+def _checker(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)  # costs a hundred times what a check does
 
 
 def _line(error: ValidationError, kind: type, key: str) -> str:
@@ -67,7 +73,7 @@ def _line(error: ValidationError, kind: type, key: str) -> str:
     if fault["type"] == "unexpected_keyword_argument":
         known = _known(kind, place[:-1])
         close = get_close_matches(place[-1], known, n=1)
-        hint = f"; is '{close[0]}' meant?" if close else f"; there are {', '.join(known)}"
+        hint = f"; is '{close[0]}' meant?" if close else f"; there are {', '.join(known) or 'none'}"
         return f"{name}: unknown key{hint}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{name}: is not given"
@@ -77,7 +83,7 @@ def _line(error: ValidationError, kind: type, key: str) -> str:
 
 
 def _is_key(part: int | str) -> bool:
-    return isinstance(part, int) or part.replace("_", "a").isalnum() and part not in _UNION_PARTS
+    return isinstance(part, int) or (part.replace("_", "a").isalnum() and part not in _UNION_PARTS)
 
 
 # What pydantic puts into a place for the members of a union.

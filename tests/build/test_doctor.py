@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from wsss import cli
@@ -21,7 +18,7 @@ from wsss.stages import get_stage
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch) -> Iterator[None]:
+def alone(tmp_path: Path, monkeypatch) -> None:
     """An empty working folder, and no account or download of whoever runs the tests."""
     work = tmp_path / "work"
     work.mkdir()
@@ -30,21 +27,6 @@ def alone(tmp_path: Path, monkeypatch) -> Iterator[None]:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    yield
-    HydraConfig.instance().cfg = None
-
-
-@pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: exit code, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def settings(*overrides: str) -> list[Finding]:
@@ -71,9 +53,10 @@ def voc(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("word", ["doctor", "stage=doctor"])
-def test_both_words_examine_all_and_leave_nothing_behind(call, word: str) -> None:
-    code, out, err = call(word, "backbone.weights=null")
-    assert (code, err) == (0, "")
+def test_both_words_examine_all_and_leave_nothing_behind(command_line, word: str) -> None:
+    done = command_line(word, "backbone.weights=null")
+    assert (done.returncode, done.stderr) == (0, "")
+    out = done.stdout
     lines = out.splitlines()
     assert all(line.split()[0] in ("ok", "note", "problem") for line in lines[:-1])
     assert {"python", "torch", "cpu", "memory", "CRF", "disk", "data=scenes", "W&B"} <= {
@@ -99,7 +82,7 @@ def test_the_stage_can_stand_in_a_pipeline(capsys) -> None:
     ],
 )
 def test_a_library_that_is_absent_or_broken(
-    call, monkeypatch, module: str, error: Exception, code: int, told: str
+    command_line, monkeypatch, module: str, error: Exception, code: int, told: str
 ) -> None:
     real = importlib.import_module
 
@@ -109,11 +92,13 @@ def test_a_library_that_is_absent_or_broken(
         return real(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(importlib, "import_module", import_module)
-    found, out, err = call("doctor", "backbone.weights=null")
-    assert found == code
-    (line,) = [line for line in out.splitlines() if line.startswith(told)]
+    done = command_line("doctor", "backbone.weights=null")
+    assert done.returncode == code
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(told)]
     assert "pip install" in line
-    assert err == (f"error: doctor: nothing runs before this is put right: {module}\n" * code)
+    assert done.stderr == (
+        f"error: doctor: nothing runs before this is put right: {module}\n" * code
+    )
 
 
 def test_versions_are_compared_as_numbers_with_the_projects_requirements(monkeypatch) -> None:
@@ -269,7 +254,8 @@ def test_the_output_folder(tmp_path: Path, monkeypatch) -> None:
     assert wrong.fatal and "paths.outputs=" in wrong.line
 
 
-def test_an_unknown_choice_is_one_line(call) -> None:
-    code, out, err = call("doctor", "data=nothing")
-    assert code == 1 and "CRF" in out
+def test_an_unknown_choice_is_one_line(command_line) -> None:
+    done = command_line("doctor", "data=nothing")
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 1 and "CRF" in out
     assert err.startswith("error: data=nothing: no such choice") and err.count("\n") == 1

@@ -12,6 +12,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 
+from wsss import stages
+from wsss.build.job import Result
+from wsss.build.settings import Settings
 from wsss.build.trainer import build_trainer, read_step, still_missing
 from wsss.cli import compose_for_doctor
 from wsss.errors import WsssError
@@ -32,14 +35,22 @@ class Counts(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_prediction_ends_with_the_image_at_which_it_is_told_to(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    trainer = build_trainer(compose_for_doctor([*CPU]), tmp_path)
+def test_a_prediction_ends_with_the_image_at_which_it_is_told_to(
+    tmp_path: Path, monkeypatch, command_line
+) -> None:
+    monkeypatch.chdir(tmp_path)
     module = Counts()
-    with pytest.raises(SystemExit):
+
+    def predict(s: Settings) -> Result:
+        trainer = build_trainer(s, tmp_path)
         trainer.predict(module, DataLoader(torch.zeros(9, 1)), return_predictions=False)
+        return Result("make_cam")
+
+    monkeypatch.setattr(stages, "get_stage", lambda name: predict)
+    done = command_line(*CPU, "stage=make_cam")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "error: terminated; the same command goes on where it was\n"
     assert module.seen == [0, 1, 2]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_the_settings_say_is_what_lightning_gets(tmp_path: Path) -> None:
@@ -59,7 +70,7 @@ def test_what_the_settings_say_is_what_lightning_gets(tmp_path: Path) -> None:
     assert trainer.checkpoint_callback is None and trainer.precision == "32-true"
 
 
-@pytest.mark.parametrize("wrong", ["trainer.precision=17", "trainer.accelerator=abacus"])
+@pytest.mark.parametrize("wrong", ["trainer.strategy=abacus", "trainer.accelerator=mps"])
 def test_what_lightning_refuses_is_one_line(tmp_path: Path, wrong: str) -> None:
     s = compose_for_doctor([*CPU, wrong])
     with pytest.raises(WsssError, match="^trainer: .*choose trainer=cpu, gpu or ddp") as caught:

@@ -142,7 +142,7 @@ def change(root: Path, edit: Any, split: str = "train") -> Path:
 
 def prepared(root: Path, **options: Any) -> COCO:
     data = open_set(root)
-    report, problems = prepare(data, ["train", "val"], **options)
+    _, problems = prepare(data, ["train", "val"], **options)
     assert problems == []
     return data
 
@@ -238,7 +238,7 @@ def test_ids_may_be_text_and_lists_may_stand_in_any_order(root: Path) -> None:
             content[key] = content.pop(key)
 
     path = change(root, shuffle)
-    assert list(json.loads(path.read_text()))[0] == "licenses"
+    assert next(iter(json.loads(path.read_text()))) == "licenses"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(json.loads(path.read_text()), indent=1).encode())
     after = prepared(root)
     assert after.names("train") == names
@@ -259,7 +259,7 @@ def test_it_travels_to_workers_small_and_whole(root: Path) -> None:
 # ---- photographs as they come
 
 
-def test_gray_and_cmyk_photographs_are_colour_when_loaded(root: Path) -> None:
+def test_gray_and_cmyk_photographs_are_color_when_loaded(root: Path) -> None:
     data = prepared(root)
     for i, mode in ((9, "L"), (25, "CMYK")):
         path = data.image_path(file_name(i)[:-4])
@@ -366,7 +366,7 @@ def test_outlines_that_reach_far_beyond_the_image_are_painted_right(reach: float
 def test_outlines_within_the_margin_are_left_as_they_are() -> None:
     points = np.array([[-60.0, 3], [120, 80], [7.3, -40]])
     assert within(points, (40, 60)) is points
-    assert len(within(points + [1000, 0], (40, 60))) == 0
+    assert len(within(points + np.array([1000, 0]), (40, 60))) == 0
     assert not coco_mask.decode(to_rle([[900, 900, 990, 900, 990, 1e9]], (40, 60))).any()
 
 
@@ -741,7 +741,7 @@ def test_outlines_that_can_not_be_painted_are_problems(
 ) -> None:
     change(root, put("annotations", segmentation=outline))
     (root / "train2014" / file_name(71)).unlink()
-    report, problems = prepare(open_set(root), ["train"])
+    _, problems = prepare(open_set(root), ["train"])
     assert len(problems) == 2  # with what else is wrong
     assert "annotations, id 1001: no outline can be read" in problems[0] and message in problems[0]
     assert "\n" not in problems[0]

@@ -258,7 +258,7 @@ def as_json(text: str) -> Callable[[Path], object]:
     return write
 
 
-def colour_mask(root: Path) -> None:
+def color_mask(root: Path) -> None:
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(root / "masks" / "7.png")
 
 
@@ -295,7 +295,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["labels.csv, line 5", "3 columns, expected 2", "with ; between them"],
     ),
     "row without name": (append(",apple"), ["labels.csv, line 5", "no image is named"]),
-    "image labelled twice": (
+    "image labeled twice": (
         append("7.jpg,apple"),
         ["labels.csv, line 5", "'7.jpg' has labels already", "labels.csv, line 4"],
     ),
@@ -311,7 +311,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: write_mask(root / "masks/7.png", ids=(0, 4)),
         ["masks/7.png holds id 4, but there are 3 classes"],
     ),
-    "mask in colours": (colour_mask, ["masks/7.png is a picture of mode RGB"]),
+    "mask in colors": (color_mask, ["masks/7.png is a picture of mode RGB"]),
     "mask unreadable": (
         lambda root: (root / "masks/7.png").write_bytes(b"x"),
         ["can't read mask", "masks/7.png"],

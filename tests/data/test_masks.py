@@ -110,7 +110,7 @@ def test_damaged_masks_are_one_line(tmp_path: Path) -> None:
     assert refused > 0.95 * len(cut + changed)
 
 
-def test_palette_has_vocs_published_colours() -> None:
+def test_palette_has_vocs_published_colors() -> None:
     palette = voc_palette()
     assert palette[0].tolist() == [0, 0, 0]
     assert palette[1].tolist() == [128, 0, 0]  # aeroplane

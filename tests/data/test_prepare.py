@@ -330,7 +330,7 @@ def test_optional_splits_may_be_wanting_and_empty_masks_are_told(voc_root: Path)
     assert any("no mask shows any object" in line for line in report["warnings"])
 
 
-def test_unlabelled_split_is_checked_without_annotations(voc_root: Path) -> None:
+def test_unlabeled_split_is_checked_without_annotations(voc_root: Path) -> None:
     write_list(voc_root / "ImageSets/Segmentation/test.txt", (7, 8))
     for name in names((7, 8)):
         (voc_root / "Annotations" / f"{name}.xml").unlink()

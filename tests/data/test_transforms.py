@@ -105,7 +105,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
 
 
 def test_sizes_round_half_to_even() -> None:
-    assert scaled_size((375, 500), 1.5) == (562, 750)  # 562.5 goes to the even neighbour
+    assert scaled_size((375, 500), 1.5) == (562, 750)  # 562.5 goes to the even neighbor
     assert scaled_size((375, 333), 0.5) == (188, 166)  # 187.5 up, 166.5 down
     assert scaled_size((2, 1), 0.1) == (1, 1)
     assert long_side_size((375, 500), 320) == (240, 320)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,48 +27,67 @@ def tiny_scenes(tmp_path_factory) -> Path:
 
 
 class Program:
-    """Runs `run.py` on the tiny scenes, with results below the test's own folder."""
+    """Calls the command line on the tiny scenes, with results below the test's own folder.
 
-    def __init__(self, folder: Path, scenes: Path) -> None:
+    Most calls stay in the tests' process, which has imported PyTorch already; `fresh` ones are a
+    process of their own, as a user's are.
+    """
+
+    def __init__(self, folder: Path, scenes: Path, command_line: Callable[..., Any]) -> None:
         self.folder, self.out, self.scenes = folder, folder / "out", scenes
+        self.here = command_line
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-    def command(self, *arguments: str, tiny: bool = True) -> list[str]:
-        """The whole command line; `tiny` makes data and training small (`conf/experiment/`)."""
+    def arguments(self, *arguments: str, tiny: bool = True) -> list[str]:
+        """All arguments; `tiny` makes data and training small (`conf/experiment/`)."""
         settings = [f"paths.outputs={self.out}", f"hydra.searchpath=[file://{CONF}]"]
         if tiny:
             settings += [f"data.root={self.scenes}"]
             if not any(argument.startswith("experiment=") for argument in arguments):
                 settings += ["experiment=tiny"]
-        return [sys.executable, str(ROOT / "run.py"), *settings, *arguments]
+        return [*settings, *arguments]
 
     def __call__(
-        self, *arguments: str, tiny: bool = True, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; with `check`, exit code 0 is expected, and plain lines always."""
-        command = self.command(*arguments, tiny=tiny)
-        piped = subprocess.run(
-            command, cwd=self.folder, capture_output=True, timeout=300, env=self.env
-        )
-        # Not `text=True`, which would read the carriage returns of a bar as ends of lines.
-        out, err = piped.stdout.decode(), piped.stderr.decode()
-        assert not set("\r\x1b") & set(out + err), f"for terminals only: {out + err!r}"
-        done = subprocess.CompletedProcess(command, piped.returncode, out, err)
+        self, *arguments: str, tiny: bool = True, check: bool = True, fresh: bool = False
+    ) -> Any:
+        """Run to the end; with `check`, exit code 0 is expected, and plain lines always.
+
+        Returns:
+            `returncode`, `stdout` and `stderr`.
+        """
+        given = self.arguments(*arguments, tiny=tiny)
+        if fresh:
+            command = [sys.executable, str(ROOT / "run.py"), *given]
+            piped = subprocess.run(
+                command, cwd=self.folder, capture_output=True, timeout=300, env=self.env
+            )
+            # Not `text=True`, which would read the carriage returns of a bar as ends of lines.
+            out, err = piped.stdout.decode(), piped.stderr.decode()
+            done: Any = subprocess.CompletedProcess(command, piped.returncode, out, err)
+        else:
+            with contextlib.chdir(self.folder):
+                done = self.here(*given)
+        said = done.stdout + done.stderr
+        assert not set("\r\x1b") & set(said), f"for terminals only: {said!r}"
         if check:
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.returncode == 0, said
         return done
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Begin, to be killed."""
         return subprocess.Popen(
-            self.command(*arguments),
+            [sys.executable, str(ROOT / "run.py"), *self.arguments(*arguments)],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             env=self.env,
         )
 
+    def elsewhere(self, folder: Path) -> Program:
+        """The same program with another folder."""
+        return Program(folder, self.scenes, self.here)
+
 
 @pytest.fixture
-def program(tmp_path, tiny_scenes) -> Program:
+def program(tmp_path, tiny_scenes, command_line) -> Program:
     """The program with a results folder of its own (`program.out`)."""
-    return Program(tmp_path, tiny_scenes)
+    return Program(tmp_path, tiny_scenes, command_line)

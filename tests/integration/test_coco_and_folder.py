@@ -111,7 +111,7 @@ def test_the_format_of_a_data_set_changes_nothing(program, folder_root, coco_roo
         other_weights, other_scores = result(program.out, run)
         for key, value in weights.items():
             assert torch.equal(value, other_weights[key]), key
-        assert other_scores["kinds"]["cam"]["confusion"] == scores["kinds"]["cam"]["confusion"]
+        assert other_scores["cam"]["confusion"] == scores["cam"]["confusion"]
         assert other_scores["miou"] == scores["miou"]
         for stage in ("prepare", "eval_cam"):
             (sheet,) = (program.out / run).rglob(f"{stage}/contact_sheet.png")

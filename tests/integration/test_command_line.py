@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,14 +25,14 @@ def folders(out: Path) -> set[str]:
 def test_a_sweep_chains_stages_over_seeds_and_is_skipped_when_repeated(program) -> None:
     out = program.out
     sweep = ("run_name=chain", "seed=0,1", "-m", "stage=train,make_cam,eval_cam")
-    first = program(*sweep)
+    first = program(*sweep, fresh=True)
     done = [p for p in folders(out) if p.startswith("chain")]
     assert len(done) == 6
     for seed in (0, 1):
         (metrics,) = [p for p in out.rglob("metrics.json") if f"seed={seed}" in str(p)]
         result = json.loads(metrics.read_text())
         assert f"mIoU {result['miou']:.2f}" in first.stdout
-        assert 0 < result["miou"] <= result["miou_best_threshold"] <= 100
+        assert 0 < result["miou"] <= result["cam"]["miou_best_threshold"] <= 100
         sheet = Image.open(metrics.parent / "contact_sheet.png")
         assert sheet.width > 400 and len(np.unique(np.asarray(sheet))) > 50
     again = program(*sweep)
@@ -41,7 +42,7 @@ def test_a_sweep_chains_stages_over_seeds_and_is_skipped_when_repeated(program) 
 def test_all_runs_the_pipeline_and_the_scores_follow_from_the_stored_maps(
     program, tiny_scenes
 ) -> None:
-    done = program("run_name=whole", "stage=all", "eval_cam.background=0.3")
+    done = program("run_name=whole", "stage=all", "eval_cam.background=0.3", "backbone=resnet18")
     assert "[3/3] eval_cam" in done.stdout
     (metrics,) = (program.out).rglob("metrics.json")
     result = json.loads(metrics.read_text())
@@ -98,14 +99,13 @@ def test_results_of_other_settings_are_kept_unless_overwritten(program) -> None:
         (["methd=cam"], "methd"),
         (["method=none_such"], "method=none_such: no such choice; there are cam"),
         (["trainer.max_epoch=3"], "trainer.max_epoch: unknown key"),
+        (["trainer.max_epochs=3"], "trainer.max_epochs is called training.max_epochs now"),
         (["data=voc", "stage=train"], "data.root"),
         (["data=voc", "data.root=nowhere", "stage=train"], "nowhere"),
         (["stage=make_cam"], "stage=make_cam needs stage=train"),
         (["stage=eval_cam"], "stage=eval_cam needs stage=make_cam"),
         (["stage=train", "backbone.weights=no.pth"], "backbone.weights=no.pth: no such file"),
         (["stage=make_cam", "checkpoint=no.ckpt"], "checkpoint=no.ckpt: no such file"),
-        (["stage=train", "trainer.memory_format=rows"], "trainer.memory_format=rows"),
-        (["stage=train", "trainer.precision=17"], "trainer"),
         (["stage=train", "trainer=gpu"], "trainer"),
         (["stage=train", "optimizer.rate=3", "+optimizer.rate=3"], "optimizer.rate"),
     ],
@@ -113,15 +113,59 @@ def test_results_of_other_settings_are_kept_unless_overwritten(program) -> None:
 def test_bad_input_is_one_line_and_exit_code_1(program, arguments: list[str], message: str) -> None:
     if arguments[-1] == "trainer=gpu" and torch.cuda.is_available():
         arguments = [*arguments, "trainer.devices=99"]
-    done = program(*arguments, tiny="data=voc" not in arguments, check=False)
+    fresh = arguments == ["stage=fly"]
+    done = program(*arguments, tiny="data=voc" not in arguments, check=False, fresh=fresh)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ") and message in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=abc", "seed=abc: must be a valid integer"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: must be a valid number"),
+        ("data.scales=1.0", "data.scales=1.0: must be a valid tuple"),
+        ("training.max_epochs=three", "training.max_epochs=three: must be a valid integer"),
+        ("trainer.memory_format=rows", "trainer.memory_format=rows: must be 'auto', "),
+        ("trainer.precision=17", "trainer.precision=17: must be 'auto', "),
+        ("eval_cam.background=2", "eval_cam.background=2: must be less than or equal to 1"),
+        ("+method.bank.sise=3", "method.bank.sise: unknown key; is 'size' meant?"),
+        ("+segmentation.train.crop=3", "segmentation.train.crop: unknown key; is 'crop_size' "),
+        ("+refine.labels.crf.x=3", "refine.labels.crf.x: unknown key; there are gaussian_sxy, "),
+    ],
+)
+def test_a_wrong_value_is_told_before_data_or_weights_are_touched(
+    program, override: str, message: str
+) -> None:
+    """Neither the data nor the weights are there: whoever looks for them says something else."""
+    settings = ("data=voc", "data.root=nowhere", "method=cpal", "backbone.weights=no.pth")
+    done = program(*settings, "stage=train", override, tiny=False, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert not list(program.out.rglob("started.json"))
+
+
+def test_a_diverged_training_ends_as_failed_and_keeps_no_bad_checkpoint(program) -> None:
+    rates = ("optimizer.lr=1e6", "optimizer.head_lr=1e6")
+    done = program("stage=train", "method=sipe", *rates, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    told = re.match(r"error: the loss (\w+( and \w+)*) is no number at step (\d+): ", line)
+    assert told and set(told[1].split(" and ")) <= {"cls", "gsc"} and 1 <= int(told[3]) <= 6
+    assert "lower optimizer.lr and optimizer.head_lr or set a gradient_clip_val" in line
+    for path in program.out.rglob("last.ckpt"):  # of an epoch that was good
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+        assert f"the last good checkpoint is {path}" in line
+    assert not list(program.out.rglob("train/manifest.json"))
+    after = program("stage=make_cam", "method=sipe", *rates, check=False)
+    assert after.returncode == 1 and "needs stage=train" in after.stderr
+
+
 def test_debug_shows_the_traceback(program) -> None:
-    done = program("stage=fly", "debug=default", tiny=False, check=False)
+    done = program("stage=fly", "debug=default", tiny=False, check=False, fresh=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "stage=fly" in done.stderr
 

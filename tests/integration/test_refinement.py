@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,14 +32,14 @@ SMALL = [
 PIPELINE = f"pipeline=[train,make_cam,{','.join(CHAIN)}]"
 
 
-_finished: list[tuple[subprocess.CompletedProcess[str], Path]] = []
+_finished: list[tuple[Any, Path]] = []
 
 
 @pytest.fixture
-def finished(program, tmp_path_factory, tiny_scenes):
+def finished(program, tmp_path_factory):
     """The whole chain, run once for all tests: what it printed, and its folder."""
     if not _finished:
-        own = type(program)(tmp_path_factory.mktemp("chain"), tiny_scenes)
+        own = program.elsewhere(tmp_path_factory.mktemp("chain"))
         done = own("stage=all", "method=sipe", *SMALL, PIPELINE)
         (run,) = (own.out / "refined").iterdir()
         _finished.append((done, run))

@@ -22,7 +22,7 @@ def weights(out: Path, name: str) -> dict[str, torch.Tensor]:
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     program, method: str, sent: str
 ) -> None:
-    settings = ("stage=train", f"method={method}", "trainer.max_epochs=6")
+    settings = ("stage=train", f"method={method}", "training.max_epochs=6")
     program("run_name=straight", *settings)
     process = program.start("run_name=killed", *settings)
     deadline = time.monotonic() + 120

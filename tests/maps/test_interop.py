@@ -228,5 +228,5 @@ def test_sipe_form_needs_a_background(tmp_path: Path) -> None:
     maps = ClassMaps(np.array([1]), SIZE, {"cam": some_maps(1)})
     with pytest.raises(WsssError, match="export them as irn"):
         write_npy_maps(tmp_path / "a.npy", maps, "cam", "sipe")
-    with pytest.raises(WsssError, match="choose irn, amn or sipe"):
+    with pytest.raises(WsssError, match="choose irn, amn, mctformer, clip_es, sipe"):
         write_npy_maps(tmp_path / "a.npy", maps, "cam", "coco")

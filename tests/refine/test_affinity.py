@@ -128,7 +128,7 @@ def test_losses_agree_with_a_loop_over_pairs(radius: int) -> None:
 
 
 def test_a_perfect_answer_costs_nothing() -> None:
-    """Two regions with an edge line between them; a field that points at each one's centre."""
+    """Two regions with an edge line between them; a field that points at each one's center."""
     labels = torch.zeros(1, 12, 20, dtype=torch.int64)
     labels[:, :, 9] = 255
     labels[:, :, 10:] = 3

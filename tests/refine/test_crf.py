@@ -43,7 +43,7 @@ def exact_mean_field(image: np.ndarray, unary: np.ndarray, s: CrfSettings) -> np
     """Mean field with full (n, n) kernels, symmetrically normalized, Potts compatibility."""
     count, height, width = unary.shape
     rows, columns = np.mgrid[:height, :width].reshape(2, -1)
-    colour = image.reshape(-1, 3).astype(float)
+    color = image.reshape(-1, 3).astype(float)
 
     def kernel(*features: np.ndarray) -> np.ndarray:
         distance = sum((f[:, None] - f[None, :]) ** 2 for f in features)
@@ -52,7 +52,7 @@ def exact_mean_field(image: np.ndarray, unary: np.ndarray, s: CrfSettings) -> np
         return norm[:, None] * weight * norm[None, :]
 
     smooth = kernel(rows / s.gaussian_sxy, columns / s.gaussian_sxy)
-    look = kernel(rows / s.bilateral_sxy, columns / s.bilateral_sxy, *(colour / s.bilateral_srgb).T)
+    look = kernel(rows / s.bilateral_sxy, columns / s.bilateral_sxy, *(color / s.bilateral_srgb).T)
     energy = unary.reshape(count, -1)
     q = np.exp(-energy)
     q /= q.sum(0)
@@ -214,7 +214,7 @@ def test_readings_together_are_those_of_pydensecrf() -> None:
     scores = blobs(4, 60, 91)
     unaries = [
         label_energies(scores.argmax(0), 4, 0.7),
-        label_energies((scores + [[[2]], [[0]], [[0]], [[0]]]).argmax(0), 4, 0.7),
+        label_energies((scores + np.array([[[2]], [[0]], [[0]], [[0]]])).argmax(0), 4, 0.7),
         label_energies(scores[:2].argmax(0), 2, 0.9),
     ]
     found = DenseCrf(image).marginals(unaries)

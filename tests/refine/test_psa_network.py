@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,19 @@ from torch import Tensor, nn
 
 from wsss.backbones.resnet import ResNet
 from wsss.backbones.resnet38 import ResNet38Body
+from wsss.data.scenes import Scenes
 from wsss.errors import WsssError
+from wsss.maps.files import ClassMaps, write_class_maps
+from wsss.refine.affinity import affinity_labels
+from wsss.refine.paths import path_index
+from wsss.refine.psa import pair_affinity
 from wsss.refine.psa_network import (
     BackboneBody,
+    PosteriorSet,
     PSACrop,
+    PSAModule,
     PSANetwork,
+    PSAOptimizer,
     jitter,
     load_published,
 )
@@ -157,3 +166,45 @@ def test_colors_change_by_the_given_generator_alone() -> None:
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert one.dtype == torch.uint8 and not torch.equal(one, image)
     assert (one.float().mean() - image.float().mean()).abs() < 90
+
+
+def test_samples_are_random_by_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    image_set = Scenes(tmp_path / "scenes", n_train=2, n_val=1, size=64)
+    names = image_set.names("train")
+    for name in names:
+        noise = np.random.default_rng(len(name)).random((2, 64, 64)).astype(np.float32)
+        readings = {kind: noise / noise.sum(0) for kind in ("cautious", "generous")}
+        write_class_maps(tmp_path / f"{name}.npz", ClassMaps(np.array([3]), (64, 64), readings))
+    crop = PSACrop(48, MEAN, STD)
+    one, two = (PosteriorSet(image_set, names, tmp_path, crop, seed) for seed in (0, 0))
+    for key in [(0, 0), (0, 1), (3, 1)]:
+        first, second = one[key], two[key]
+        assert first["name"] == names[key[1]]
+        assert first["image"].shape == (3, 48, 48) and first["target"].shape == (6, 6)
+        assert torch.equal(first["image"], second["image"])
+        assert torch.equal(first["target"], second["target"])
+    assert not torch.equal(one[0, 1]["image"], one[3, 1]["image"])
+    other = ClassMaps(np.array([3]), (32, 64), {k: v[:, :32] for k, v in readings.items()})
+    write_class_maps(tmp_path / f"{names[0]}.npz", other)
+    with pytest.raises(WsssError, match="another image size"):
+        one[0, 0]
+
+
+def test_the_module_weighs_pairs_and_rates_as_published() -> None:
+    torch.manual_seed(0)
+    network = PSANetwork(BackboneBody(ResNet(18, weights=None, frozen_stages=0)))
+    module = PSAModule(network, 3, PSAOptimizer())
+    module.log = lambda *given, **more: None  # type: ignore[method-assign]
+    batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.randint(0, 3, (2, 8, 8))}
+    loss = module.training_step(batch, 0)["loss"]
+    pairs = affinity_labels(batch["target"], path_index(3))
+    affinity = pair_affinity(network(batch["image"]), path_index(3))
+    attract, repel = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
+    means = [attract[pairs.background].mean(), attract[pairs.foreground].mean()]
+    expected = means[0] / 4 + means[1] / 4 + repel[pairs.negative].mean() / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    module._trainer = SimpleNamespace(estimated_stepping_batches=10)  # type: ignore[assignment]
+    body, head = module.configure_optimizers()["optimizer"].param_groups
+    assert (body["lr"], head["lr"]) == (0.01, pytest.approx(0.1))
+    assert body["momentum"] == body["weight_decay"] == 5e-4
+    assert len(head["params"]) == 4

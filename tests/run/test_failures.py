@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from wsss import cli, stages
+from wsss import stages
 from wsss.build.job import Result
 from wsss.build.settings import Settings
 from wsss.errors import WsssError
@@ -23,27 +21,20 @@ from wsss.report.gather import read_job
 from wsss.run import failures
 from wsss.run.failures import FAILED, Failure, SweepFailures
 
-Main = Callable[..., int]
+Main = Callable[..., Any]
 
 
 @pytest.fixture
-def main(tmp_path: Path, monkeypatch) -> Iterator[Main]:
+def main(tmp_path: Path, monkeypatch, command_line) -> Main:
     """The command line in this process; its stages are what the test says."""
     monkeypatch.chdir(tmp_path)
 
-    def call(stage: Callable[[Settings], Result], *arguments: str) -> int:
+    def call(stage: Callable[[Settings], Result], *arguments: str) -> Any:
         monkeypatch.setattr(stages, "get_stage", lambda name: stage)
         quiet = [f"hydra/{group}=none" for group in ("job_logging", "hydra_logging")]
-        monkeypatch.setattr(sys, "argv", ["run.py", "run_name=x", *quiet, *arguments])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
+        return command_line("run_name=x", *quiet, *arguments)
 
-    yield call
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
+    return call
 
 
 def broken_seeds(s: Settings) -> Result:
@@ -56,13 +47,12 @@ def broken_seeds(s: Settings) -> Result:
     return Result("train", {"miou": 1.0})
 
 
-def test_failed_jobs_are_named_at_the_end_and_the_others_stand(
-    main: Main, tmp_path: Path, capsys
-) -> None:
-    assert main(broken_seeds, "-m", "stage=train", "seed=0,1,2,3") == 1
+def test_failed_jobs_are_named_at_the_end_and_the_others_stand(main: Main, tmp_path: Path) -> None:
+    done = main(broken_seeds, "-m", "stage=train", "seed=0,1,2,3")
+    assert done.returncode == 1
     runs = tmp_path / "outputs" / "x"
     assert sorted(p.parent.name for p in runs.glob("*/done")) == ["seed=0", "seed=3"]
-    errors = capsys.readouterr().err
+    errors = done.stderr
     end = errors[errors.index("error: 2 jobs failed") :].splitlines()
     for seed, reason in ((1, "data.root=nowhere: no such folder"), (2, "division by zero")):
         at = next(n for n, line in enumerate(end) if line.strip().startswith(f"#{seed} "))
@@ -80,15 +70,13 @@ def test_failed_jobs_are_named_at_the_end_and_the_others_stand(
 
 def test_a_job_that_succeeds_later_takes_its_note_away(main: Main, tmp_path: Path) -> None:
     arguments = ("-m", "stage=train", "seed=1,2")
-    assert main(broken_seeds, *arguments) == 1
+    assert main(broken_seeds, *arguments).returncode == 1
     assert len(list(tmp_path.rglob(FAILED))) == 2
-    assert main(lambda s: Result("train"), *arguments) == 0
+    assert main(lambda s: Result("train"), *arguments).returncode == 0
     assert not list(tmp_path.rglob(FAILED))
 
 
-def test_the_note_of_a_pipeline_lies_with_the_stage_that_failed(
-    main: Main, tmp_path: Path, capsys
-) -> None:
+def test_the_note_of_a_pipeline_lies_with_the_stage_that_failed(main: Main, tmp_path: Path) -> None:
     count = iter(range(9))
 
     def second_fails(s: Settings) -> Result:
@@ -96,23 +84,25 @@ def test_the_note_of_a_pipeline_lies_with_the_stage_that_failed(
             raise WsssError("no maps")
         return Result("any")
 
-    assert main(second_fails, "-m", "seed=0,1", "pipeline=[train,make_cam,eval_cam]") == 1
+    done = main(second_fails, "-m", "seed=0,1", "pipeline=[train,make_cam,eval_cam]")
+    assert done.returncode == 1
     (path, other) = sorted(tmp_path.rglob(FAILED))
     assert path.parts[-3:] == ("seed=0", "make_cam", FAILED)
     assert json.loads(path.read_text())["stage"] == "make_cam"
     # The third call of the first job never came, so the second job's second call is number 3.
     assert other.parts[-3:-1] == ("seed=1", "eval_cam")
-    assert "(make_cam)" in capsys.readouterr().err
+    assert "(make_cam)" in done.stderr
 
 
 def test_debug_lets_a_fault_of_the_program_end_the_sweep(main: Main, tmp_path: Path) -> None:
-    assert main(broken_seeds, "-m", "stage=train", "seed=2,3", "debug=default") == 1
+    done = main(broken_seeds, "-m", "stage=train", "seed=2,3", "debug=default")
+    assert done.returncode == 1
     assert not list(tmp_path.rglob("done")) and not list(tmp_path.rglob(".failed*"))
 
 
-def test_a_single_run_says_its_error_once(main: Main, tmp_path: Path, capsys) -> None:
-    assert main(broken_seeds, "stage=train", "seed=1") == 1
-    assert capsys.readouterr().err == "error: data.root=nowhere: no such folder\n"
+def test_a_single_run_says_its_error_once(main: Main, tmp_path: Path) -> None:
+    done = main(broken_seeds, "stage=train", "seed=1")
+    assert done.returncode == 1 and done.stderr == "error: data.root=nowhere: no such folder\n"
     assert len(list(tmp_path.rglob(FAILED))) == 1
 
 

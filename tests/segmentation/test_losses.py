@@ -126,7 +126,7 @@ def test_losses_in_half_precision_are_computed_in_float32() -> None:
         assert value.item() == pytest.approx(by_loops(logits.float(), target, form), rel=1e-5)
 
 
-def test_labels_shrink_to_each_outputs_size_as_pillows_nearest_neighbour() -> None:
+def test_labels_shrink_to_each_outputs_size_as_pillows_nearest_neighbor() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, (2, 321, 321)).astype(np.uint8)
     seen = []

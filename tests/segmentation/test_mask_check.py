@@ -11,7 +11,7 @@ from PIL import Image
 from wsss.data.masks import write_mask
 from wsss.data.plain_folder import Photographs
 from wsss.errors import WsssError
-from wsss.segmentation.mask_check import check_masks, masks_fingerprint
+from wsss.segmentation.mask_check import check_masks
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -83,14 +83,3 @@ def test_masks_that_teach_nothing_are_told(folder: Path, value: int, message: st
     import re
 
     assert re.search(message, check(folder).warnings(CLASSES)[0])
-
-
-def test_the_fingerprint_sees_a_lost_and_a_changed_mask(folder: Path) -> None:
-    masks, names = folder / "masks", [f"i{n}" for n in range(8)]
-    first = masks_fingerprint(names, masks)
-    assert masks_fingerprint(names, masks) == first
-    noise = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.uint8)
-    write_mask(masks / "i2.png", noise)
-    second = masks_fingerprint(names, masks)
-    (masks / "i7.png").unlink()
-    assert len({first, second, masks_fingerprint(names, masks)}) == 3

@@ -127,7 +127,9 @@ def test_rates_in_training_follow_the_schedule_per_optimizer_step() -> None:
     trainer = fit(segmenter, 5, accumulate=2, callbacks=[Watch()])
     factors = [(1 - k / 5) ** 0.9 for k in (0, 0, 2, 2, 4)]
     expected = [[0.01 * f, 0.1 * f, 0.2 * f] for f in factors]
-    assert [r for rates in seen for r in rates] == pytest.approx(sum(expected, []))
+    assert [r for rates in seen for r in rates] == pytest.approx(
+        [r for rates in expected for r in rates]
+    )
     groups = trainer.optimizers[0].param_groups
     assert [g["name"] for g in groups] == ["body", "aspp_weight", "aspp_bias"]
     assert [g["weight_decay"] for g in groups] == [5e-4, 5e-4, 0.0]
@@ -175,6 +177,26 @@ def test_the_loss_is_the_sum_over_three_scales_and_their_maximum() -> None:
     torch.testing.assert_close(single.logits(batch["image"]), by_scale[0])
     assert list(single.outputs(batch["image"])) == ["x1"]
     assert list(segmenter.outputs(batch["image"])) == ["x1", "x0.75", "x0.5", "max"]
+
+
+def test_enlarged_logits_are_compared_with_every_label() -> None:
+    segmenter = Segmenter(tiny(), optimizer=SGD, msc=False, enlarge_logits=True)
+    batch = next(iter(DataLoader(Squares(2), batch_size=2)))
+    logits = segmenter.logits(batch["image"])
+    assert logits.shape[-1] == 8
+    full = F.interpolate(logits, (32, 32), mode="bilinear", align_corners=False)
+    losses = [
+        -full[b, :, y, x].log_softmax(0)[batch["target"][b, y, x]]
+        for b in range(2)
+        for y in range(32)
+        for x in range(32)
+        if batch["target"][b, y, x] != 255
+    ]
+    segmenter.log = lambda *a, **k: None  # type: ignore[method-assign]
+    optimizers = [torch.optim.SGD(segmenter.parameters())]
+    segmenter.trainer = type("T", (), {"optimizers": optimizers})()
+    expected = torch.stack(losses).mean().item()
+    assert segmenter.training_step(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["ce", "balanced", "balanced_dsrg"])

@@ -11,14 +11,18 @@ from wsss.errors import WsssError
 from wsss.segmentation.multi_scale import check_scales, maximum, multi_scale_logits, scaled
 
 
-def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(C, h, w) to (C, height, width); pixel centres on pixel centres, edges repeated."""
+def bilinear(values: np.ndarray, height: int, width: int, scale: float | None = None) -> np.ndarray:
+    """(C, h, w) to (C, height, width); pixel centers on pixel centers, edges repeated.
+
+    Pixels are sampled with the step 1 / scale, or with that of the two sizes.
+    """
     _, h, w = values.shape
+    down, across = (1 / scale,) * 2 if scale else (h / height, w / width)
     result = np.zeros((len(values), height, width))
     for row in range(height):
         for column in range(width):
-            y = min(max((row + 0.5) * h / height - 0.5, 0), h - 1)
-            x = min(max((column + 0.5) * w / width - 0.5, 0), w - 1)
+            y = min(max((row + 0.5) * down - 0.5, 0), h - 1)
+            x = min(max((column + 0.5) * across - 0.5, 0), w - 1)
             top, left = int(y), int(x)
             bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
             a, b = y - top, x - left
@@ -35,9 +39,11 @@ def test_images_are_scaled_bilinearly_to_sizes_cut_to_whole_pixels() -> None:
     torch.manual_seed(0)
     image = torch.randn(1, 3, 13, 10)
     for scale, size in ((0.5, (6, 5)), (0.75, (9, 7)), (1.25, (16, 12)), (1.0, (13, 10))):
-        got = scaled(image, scale)
-        assert got.shape[-2:] == size
-        np.testing.assert_allclose(got[0], bilinear(image[0].numpy(), *size), atol=1e-5)
+        for by_size in (False, True):  # as published, and as an exported program must
+            got = scaled(image, scale, by_size)
+            assert got.shape[-2:] == size
+            expected = bilinear(image[0].numpy(), *size, None if by_size else scale)
+            np.testing.assert_allclose(got[0], expected, atol=1e-5)
     assert scaled(torch.empty(1, 3, 321, 513), 0.5).shape[-2:] == (160, 256)
     assert scaled(torch.empty(1, 3, 321, 10), 0.7).shape[-2:] == (224, 7)  # 10 * 0.7 is exact
 
@@ -69,8 +75,9 @@ def test_every_scale_is_looked_at_by_the_same_network() -> None:
     image = torch.randn(2, 3, 17, 12)
     got = multi_scale_logits(network, image, (1.0, 0.75, 0.5))
     assert [g.shape[-2:] for g in got] == [(9, 6), (6, 5), (4, 3)]
-    for logits, size in zip(got, ((17, 12), (12, 9), (8, 6)), strict=True):
-        pixels = np.stack([bilinear(i.numpy(), *size) for i in image]).astype(np.float32)
+    sizes = {1.0: (17, 12), 0.75: (12, 9), 0.5: (8, 6)}
+    for logits, (scale, size) in zip(got, sizes.items(), strict=True):
+        pixels = np.stack([bilinear(i.numpy(), *size, scale) for i in image]).astype(np.float32)
         torch.testing.assert_close(logits, network(torch.from_numpy(pixels)), atol=1e-5, rtol=1e-4)
 
 

@@ -35,13 +35,14 @@ def network() -> nn.Conv2d:
 IMAGE = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(1)) * 4 - 2
 
 
-def alone(network: nn.Module, image: torch.Tensor, scale: float, mirrored: bool) -> torch.Tensor:
+def alone(
+    network: nn.Module, image: torch.Tensor, scale: float, mirrored: bool, corners: bool = False
+) -> torch.Tensor:
     """Probabilities at one scale, written out."""
     height, width = image.shape[-2:]
     x = image.flip(-1) if mirrored else image
-    x = F.interpolate(
-        x[None], (round(height * scale), round(width * scale)), mode="bilinear", align_corners=False
-    )
+    size = (round(height * scale), round(width * scale))
+    x = F.interpolate(x[None], size, mode="bilinear", align_corners=corners)
     logits = F.interpolate(network(x), (height, width), mode="bilinear", align_corners=False)[0]
     logits = logits.flip(-1) if mirrored else logits
     return logits.exp() / logits.exp().sum(0)
@@ -49,12 +50,16 @@ def alone(network: nn.Module, image: torch.Tensor, scale: float, mirrored: bool)
 
 @pytest.mark.parametrize("fuse", ["mean", "max"])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_scales_and_mirror_are_fused(network: nn.Module, fuse: str, mirror: bool) -> None:
+@pytest.mark.parametrize("corners", [False, True])
+def test_scales_and_mirror_are_fused(
+    network: nn.Module, fuse: str, mirror: bool, corners: bool
+) -> None:
     scales = (1.0, 0.5, 1.5)
-    found = class_probabilities(
-        network, IMAGE, EvalSettings(scales=scales, mirror=mirror, fuse=fuse)
-    )
-    parts = [alone(network, IMAGE, s, m) for s in scales for m in ((False, True)[: 1 + mirror])]
+    test = EvalSettings(scales=scales, mirror=mirror, fuse=fuse, align_corners=corners)  # type: ignore[arg-type]
+    found = class_probabilities(network, IMAGE, test)
+    parts = [
+        alone(network, IMAGE, s, m, corners) for s in scales for m in (False, True)[: 1 + mirror]
+    ]
     stacked = torch.stack(parts)
     expected = stacked.mean(0) if fuse == "mean" else stacked.amax(0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -114,6 +119,7 @@ def test_what_a_process_ends_with_is_told(tmp_path: Path) -> None:
     picture, probabilities = photographs(1)[0]
     with pytest.raises(WsssError, match="no numbers"), CrfQueue(SETTINGS, 2) as queue:
         queue.add(tmp_path / "0.png", picture, np.full_like(probabilities, np.nan))
+    assert not list(tmp_path.iterdir())
 
 
 def test_coarse_probabilities_are_enlarged_for_the_crf() -> None:

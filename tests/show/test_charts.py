@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +186,8 @@ def test_a_confusion_matrix_is_shown_as_shares_of_the_truth(
     # No name lies on its neighbor, and all are inside the picture.
     for several in (axis.get_xticklabels(), axis.get_yticklabels()):
         boxes = [tick.get_window_extent() for tick in several]
-        assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
-        width, height = Image.open(path).size
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+        width, _ = Image.open(path).size
         assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width for box in boxes)
     assert len(axis.texts) == (labels**2 if labels < 20 else 0)
 

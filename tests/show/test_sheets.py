@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -171,7 +171,7 @@ def test_crops_are_shown_as_the_network_gets_them(tmp_path: Path, told) -> None:
         names = ("a", "b", "c")
         crop = SimpleNamespace(mean=mean, std=std)
         image_set = SimpleNamespace(classes=("cat", "dog"))
-        asked: list[tuple[int, int]] = []
+        asked: ClassVar[list[tuple[int, int]]] = []
 
         def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
             self.asked.append(key)

@@ -195,7 +195,7 @@ def test_a_network_for_other_classes_is_refused(settings, untrained_network) -> 
     untrained_network(s)
     path = s.folder("seg_train") / "manifest.json"
     write_json(path, read_json(path) | {"class_names": list("abcdef")})
-    with pytest.raises(WsssError, match="trained for 6 classes .a, b, c, .*the data set has 6"):
+    with pytest.raises(WsssError, match="last.ckpt: made for other classes"):
         seg_eval.run(s)
 
 

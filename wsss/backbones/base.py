@@ -194,7 +194,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def rgb(values: Sequence[float], key: str) -> tuple[float, float, float]:
-    """Three numbers, one for each colour channel; `key` names them in the message."""
+    """Three numbers, one for each color channel; `key` names them in the message."""
     if len(values) != 3:
         raise WsssError(f"backbone.{key}={list(values)}: give three numbers, one for each channel")
     red, green, blue = values

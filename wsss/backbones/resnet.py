@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import torchvision
 from torch import Tensor
@@ -48,7 +49,7 @@ class ResNet(Backbone):
         weights: str | None = None,
         frozen_stages: int = 2,
         freeze_depthwise: bool = False,
-        norm: str = "fixed",
+        norm: Literal["fixed", "batch"] = "fixed",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:

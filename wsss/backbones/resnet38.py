@@ -16,12 +16,12 @@ class Block(nn.Module):
     """Pre-activation block of two 3x3 convolutions.
 
     Args:
-        inputs: Input channels.
-        middle: Channels inside.
-        outputs: Output channels.
-        stride: Stride of the first convolution.
-        dilation: Dilation of the second convolution.
-        first_dilation: Dilation of the first; None: the same.
+        inputs: input channels.
+        middle: channels inside.
+        outputs: output channels.
+        stride: stride of the first convolution.
+        dilation: dilation of the second convolution.
+        first_dilation: dilation of the first; None: the same.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class BottleneckBlock(nn.Module):
     """Pre-activation block of 1x1, 3x3 and 1x1 convolutions with dropout of whole channels.
 
     Args:
-        inputs: Input channels.
-        outputs: Output channels; a quarter and a half of them inside.
-        dilation: Dilation of the 3x3 convolution.
-        dropout: Probability that a channel is dropped.
+        inputs: input channels.
+        outputs: output channels; a quarter and a half of them inside.
+        dilation: dilation of the 3x3 convolution.
+        dropout: probability that a channel is dropped.
     """
 
     def __init__(self, inputs: int, outputs: int, dilation: int, dropout: float) -> None:
@@ -105,7 +105,7 @@ class ResNet38Body(nn.Module):
     no prefix. Images are RGB with ImageNet's mean and deviation.
 
     Attributes:
-        tap_channels: Channels of `taps`.
+        tap_channels: channels of `taps`.
     """
 
     output_stride = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from torch import Tensor
@@ -39,7 +39,7 @@ class Timm(Backbone):
         output_stride: int = 16,
         frozen_stages: int = 2,
         freeze_depthwise: bool = False,
-        norm: str = "fixed",
+        norm: Literal["fixed", "batch"] = "fixed",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:

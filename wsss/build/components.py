@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-import hydra.utils
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from wsss.errors import WsssError
@@ -40,20 +40,24 @@ class Component:
         return name in inspect.signature(self.make).parameters
 
 
-def component(content: Mapping[str, Any], key: str) -> Component:
+def component(content: Mapping[str, Any] | None, key: str) -> Component:
     """A component from its part of the configuration.
 
     Args:
-        content: `_target_` and options.
+        content: `_target_` and options; None, where it is missing, is an error.
         key: what the part is called, e.g. `backbone`.
 
     Raises:
         WsssError: there is no such target, an unknown key, or a value of a wrong type.
     """
+    if not isinstance(content, Mapping):
+        shown = "null" if content is None else content
+        raise WsssError(f"{key}={shown}: must be a choice of its group, or give {TARGET} and keys")
     options = {name: value for name, value in content.items() if name not in (TARGET, "name")}
     target = str(content.get(TARGET))
+    module, _, name = target.rpartition(".")
     try:
-        make = hydra.utils.get_object(target)
+        make = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise WsssError(f"{key}._target_={target}: can't be imported ({_last(error)})") from error
     kind = getattr(make, "Settings", None)
@@ -79,7 +83,11 @@ def check_call(make: Callable[..., Any], options: Mapping[str, Any], key: str) -
             if open_ended:
                 continue
             close = get_close_matches(name, parameters, n=1)
-            hint = f"is '{close[0]}' meant?" if close else f"there are {', '.join(parameters)}"
+            hint = (
+                f"is '{close[0]}' meant?"
+                if close
+                else f"there are {', '.join(parameters) or 'none'}"
+            )
             raise WsssError(f"{key}.{name}: unknown key; {hint}")
         if value is None or name not in hints:
             continue

@@ -230,7 +230,7 @@ def check_memory(meminfo: Path, limit: Path) -> Finding:
     """Main memory, or what a container may use of it.
 
     Args:
-        meminfo: Linux' `/proc/meminfo`.
+        meminfo: linux' `/proc/meminfo`.
         limit: the control group's `memory.max`.
     """
     try:

@@ -98,15 +98,30 @@ class TrainingSettings:
     gradient_clip_val: Positive | None = 1.0
 
 
+Precision = Literal[
+    "auto",
+    "32-true",
+    "bf16-mixed",
+    "16-mixed",
+    "bf16-true",
+    "16-true",
+    "64-true",
+    32,
+    16,
+    64,
+    "bf16",
+]
+
+
 @settings
 class TrainerSettings:
     """Lightning's trainer: hardware, precision, how much is logged."""
 
-    accelerator: str = "auto"
-    devices: int | str | list[int] = 1
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: int | list[int] | Literal["auto"] = 1
     num_nodes: Count = 1
     strategy: str = "auto"
-    precision: str | int = "auto"
+    precision: Precision = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     deterministic: bool | Literal["warn"] = False
     log_every_n_steps: Count = 10
@@ -191,7 +206,7 @@ class RefineSettings:
         workers: processes for CRFs; -1: one per core.
         pictures: rows of the contact sheets.
         npy: stage=import_cam: folder of `.npy` files.
-        npy_format: stage=export_cam: irn, amn or sipe.
+        npy_format: stage=export_cam: irn, amn, mctformer, clip_es or sipe.
         crf: stage=crf.
         labels: stage=irn_labels.
         irn: stage=irn_train.
@@ -207,7 +222,7 @@ class RefineSettings:
     workers: Workers = -1
     pictures: Whole = 8
     npy: str | None = None
-    npy_format: Literal["irn", "amn", "sipe"] = "irn"
+    npy_format: Literal["irn", "amn", "mctformer", "clip_es", "sipe"] = "irn"
     crf: SeedCrf = SeedCrf()
     labels: LabelSettings = LabelSettings()
     irn: IRNSettings = IRNSettings()
@@ -269,18 +284,18 @@ def resolve_settings(cfg: DictConfig) -> Settings:
     assert isinstance(content, dict)
     given: dict[str, Any] = {str(k): v for k, v in content.items() if k not in ("hydra", "first")}
     for key in ("backbone", "host"):
-        given[key] = component(given[key], key)
-    method = given["method"]
+        given[key] = component(given.get(key), key)
+    method = given.get("method") or {}
     branch = component(method, "method") if TARGET in method else None
     unknown = [key for key in method if key not in (TARGET, "name")]
     if branch is None and unknown:
         raise WsssError(f"method.{unknown[0]}: method={method.get('name')} has no keys")
     given["method"] = Method(str(method.get("name")), branch)
-    data = dict(given["data"])
-    data["image_set"] = component(data["image_set"], "data.image_set")
+    data = dict(given.get("data") or {})
+    data["image_set"] = component(data.get("image_set"), "data.image_set")
     given["data"] = data
     for key in ("logger", "callbacks"):
-        entries = (given[key] or {}).items()
+        entries = (given.get(key) or {}).items()
         given[key] = {name: component(entry, f"{key}.{name}") for name, entry in entries if entry}
     return resolve(Settings, given)
 

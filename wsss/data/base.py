@@ -23,12 +23,12 @@ class ImageSet(ABC):
     0 is background, `classes[n]` has id n + 1, and 255 is void.
 
     Attributes:
-        classes: Names of the foreground classes; `classes[n]` is class id n + 1.
-        unlabelled_splits: Splits whose images have neither labels nor masks (a test split).
+        classes: names of the foreground classes; `classes[n]` is class id n + 1.
+        unlabeled_splits: splits whose images have neither labels nor masks (a test split).
     """
 
     classes: tuple[str, ...]
-    unlabelled_splits: tuple[str, ...] = ()
+    unlabeled_splits: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -40,7 +40,7 @@ class ImageSet(ABC):
         """Names of the images of a split, in the order of its list.
 
         Raises:
-            WsssError: If there is no such split.
+            WsssError: if there is no such split.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ class ImageSet(ABC):
         """Image-level labels, (len(names), N) uint8 in {0, 1}; column n is class id n + 1.
 
         Raises:
-            WsssError: If an image has no annotation or one that names an unknown class.
+            WsssError: if an image has no annotation or one that names an unknown class.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class ImageSet(ABC):
         For evaluation only: nothing that trains seeds may call this.
 
         Raises:
-            WsssError: If the file can't be read or holds an id that is no class.
+            WsssError: if the file can't be read or holds an id that is no class.
         """
 
     def mask_path(self, name: str) -> Path | None:
@@ -79,7 +79,7 @@ class ImageSet(ABC):
         It can be interrupted and run again: what is there is kept.
 
         Args:
-            workers: Number of processes, 0 for this one.
+            workers: number of processes, 0 for this one.
 
         Returns:
             What was made, as plain numbers and strings, for the report.
@@ -105,11 +105,11 @@ class ImageSet(ABC):
         """Check that a split can be used: list, image files and, if asked, masks.
 
         Args:
-            split: Name of the split.
-            need_masks: Also ask for a mask of every image.
+            split: name of the split.
+            need_masks: also ask for a mask of every image.
 
         Raises:
-            WsssError: One line that names what is missing and the way out.
+            WsssError: one line that names what is missing and the way out.
         """
         names = self.names(split)
         missing = missing_files([self.image_path(name) for name in names])
@@ -198,11 +198,11 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     A byte-order mark and the line ends of Windows do no harm; a line may hold blanks.
 
     Args:
-        path: Text file in UTF-8.
-        what: What it is called in messages.
+        path: text file in UTF-8.
+        what: what it is called in messages.
 
     Raises:
-        WsssError: If the file can't be read.
+        WsssError: if the file can't be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -220,7 +220,7 @@ def read_list(path: Path) -> list[str]:
     """Image names of a list file, one a line; empty lines are passed over.
 
     Raises:
-        WsssError: If the file is missing or empty, a line is no plain name, or a name is repeated.
+        WsssError: if the file is missing or empty, a line is no plain name, or a name is repeated.
     """
     first: dict[str, int] = {}
     for number, name in read_lines(path, "image list"):

@@ -54,13 +54,13 @@ class COCO(ImageSet):
         """Describe the data set; no file is needed before it is used.
 
         Args:
-            root: Folder that the other paths are relative to.
-            annotations: Annotation file of each split; None: the split is not used.
-            images: Image folder of each split.
-            cache_dir: Folder for what is derived; it belongs to this data set alone.
+            root: folder that the other paths are relative to.
+            annotations: annotation file of each split; None: the split is not used.
+            images: image folder of each split.
+            cache_dir: folder for what is derived; it belongs to this data set alone.
 
         Raises:
-            WsssError: If `root` or the image folder of a split is not given.
+            WsssError: if `root` or the image folder of a split is not given.
         """
         if not root:
             raise WsssError("the folder of the data set is not set: give data.root=/path/to/COCO")
@@ -90,7 +90,7 @@ class COCO(ImageSet):
         """Category names in ascending order of their ids.
 
         Raises:
-            WsssError: If no split is prepared.
+            WsssError: if no split is prepared.
         """
         for index in self._indexes():
             return index.classes
@@ -101,7 +101,7 @@ class COCO(ImageSet):
         """Folder of what is derived from a split's annotation file as it is now.
 
         Raises:
-            WsssError: If there is no such split or file.
+            WsssError: if there is no such split or file.
         """
         if split not in self.annotations:
             raise WsssError(
@@ -121,7 +121,7 @@ class COCO(ImageSet):
         """The index of a split.
 
         Raises:
-            WsssError: If the split is not prepared, or its annotations have changed since.
+            WsssError: if the split is not prepared, or its annotations have changed since.
         """
         if split not in self._prepared():
             folder = self.folder(split)
@@ -134,7 +134,7 @@ class COCO(ImageSet):
         """Names of the split's images with at least one label, in ascending order.
 
         Raises:
-            WsssError: If the split is not prepared, or two images can't be told apart.
+            WsssError: if the split is not prepared, or two images can't be told apart.
         """
         inner = self.index(split).names
         _, shared = self._identities()
@@ -144,7 +144,7 @@ class COCO(ImageSet):
         """Label vectors, (len(names), N) uint8; crowd regions count.
 
         Raises:
-            WsssError: If an image is in no split that is prepared.
+            WsssError: if an image is in no split that is prepared.
         """
         places, _ = self._identities()
         indexes = {split: self.index(split) for split in self._prepared()}
@@ -184,7 +184,7 @@ class COCO(ImageSet):
         """Check that the root holds annotations.
 
         Raises:
-            WsssError: One line that says what is missing.
+            WsssError: one line that says what is missing.
         """
         if not self.root.is_dir():
             raise WsssError(
@@ -205,7 +205,7 @@ class COCO(ImageSet):
             Counts of each split.
 
         Raises:
-            WsssError: What is wrong with the annotation files.
+            WsssError: what is wrong with the annotation files.
         """
         self.check_root()
         problems: list[str] = []
@@ -291,7 +291,7 @@ class COCO(ImageSet):
         """Folders of the splits that are prepared from the present annotations.
 
         Raises:
-            WsssError: If their categories are not the same.
+            WsssError: if their categories are not the same.
         """
         if not self._ready:
             found = {s: self.folder(s) for s, path in self.annotations.items() if path.is_file()}
@@ -309,7 +309,7 @@ class COCO(ImageSet):
         """Split and row of each image by its name, and the names of files that several images have.
 
         Raises:
-            WsssError: If two images can't be told apart even with their splits before their names.
+            WsssError: if two images can't be told apart even with their splits before their names.
         """
         if self._found is None:
             indexes = {split: self.index(split) for split in self._prepared()}

@@ -33,14 +33,14 @@ _CHUNK, _DEEPEST = 1 << 13, 1 << 11  # bytes read at once; containers open at on
 
 @dataclass(frozen=True)
 class Index:
-    """The labelled images of one split, in ascending order of their names.
+    """The labeled images of one split, in ascending order of their names.
 
     Attributes:
-        classes: Category names in ascending order of their ids; `classes[n]` is class id n + 1.
-        names: Image names, unique within the split.
-        files: Image files, relative to the split's image folder.
+        classes: category names in ascending order of their ids; `classes[n]` is class id n + 1.
+        names: image names, unique within the split.
+        files: image files, relative to the split's image folder.
         labels: (images, N) uint8 in {0, 1}.
-        facts: Counts for the report.
+        facts: counts for the report.
     """
 
     classes: tuple[str, ...]
@@ -58,7 +58,7 @@ class Outlines:
         sizes: (images, 2) height and width that the outlines are drawn for.
         spans: (outlines, 3) int64: first byte, number of bytes, class id (255: crowd).
         first: (images + 1,) int64; those of image i are `spans[first[i] : first[i + 1]]`.
-        length: Bytes of the file.
+        length: bytes of the file.
     """
 
     sizes: np.ndarray
@@ -90,7 +90,7 @@ def build_index(annotations: Path, folder: Path) -> list[str]:
         What is wrong with the annotations, one line each; the index is written only if nothing is.
 
     Raises:
-        WsssError: If the file can't be read as JSON or lacks one of its lists.
+        WsssError: if the file can't be read as JSON or lacks one of its lists.
     """
     draft = _Draft(annotations)
     draft.read_images()
@@ -113,7 +113,7 @@ def read_index(annotations: Path, folder: Path) -> Index:
     One that is damaged is made anew.
 
     Raises:
-        WsssError: If the annotations can't be read any more.
+        WsssError: if the annotations can't be read any more.
     """
     path = folder / INDEX
     index = _read_index(path, path.stat().st_mtime_ns)
@@ -319,7 +319,7 @@ class _Draft:
         """Elements of one of the file's lists; only one of them is held at a time.
 
         Raises:
-            WsssError: If the file can't be read as JSON, or the list is missing or empty.
+            WsssError: if the file can't be read as JSON, or the list is missing or empty.
         """
         empty = True
         try:
@@ -355,7 +355,7 @@ class _Source:
         """The next bytes.
 
         Raises:
-            ValueError: If more containers than `_DEEPEST` are open.
+            ValueError: if more containers than `_DEEPEST` are open.
         """
         chunk = self.file.read(size)
         self.depth += chunk.count(b"[") + chunk.count(b"{")
@@ -378,7 +378,7 @@ def check_same_classes(indexes: Mapping[Path, Index]) -> None:
     """Check that annotation files have the same categories.
 
     Raises:
-        WsssError: If they have not.
+        WsssError: if they have not.
     """
     for (first, a), (second, b) in itertools.pairwise(indexes.items()):
         if a.classes != b.classes:

@@ -23,9 +23,9 @@ class PaintTask:
     """What is needed to paint the mask of one image; a few hundred bytes.
 
     Attributes:
-        name: The image's name.
-        image: Its file.
-        size: Height and width that the outlines are drawn for.
+        name: the image's name.
+        image: its file.
+        size: height and width that the outlines are drawn for.
         spans: (K, 3) first byte and number of bytes in the file of outlines, and class id.
         target: PNG to write.
     """
@@ -41,9 +41,9 @@ def paint_file(task: PaintTask, outlines: Path, annotations: Path) -> str | None
     """Write the mask of one image.
 
     Args:
-        task: What to paint.
-        outlines: File that its spans are places of.
-        annotations: Where they came from, for messages.
+        task: what to paint.
+        outlines: file that its spans are places of.
+        annotations: where they came from, for messages.
 
     Returns:
         None, or a line that says what is wrong; then no mask is written.
@@ -71,15 +71,15 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     Nothing gets to pycocotools that makes it read or write where it must not, or fill the memory.
 
     Args:
-        segmentation: Polygons [[x, y, x, y, ...], ...], or run lengths {"counts", "size"}, given
+        segmentation: polygons [[x, y, x, y, ...], ...], or run lengths {"counts", "size"}, given
             as numbers or packed as text. Polygons of fewer than three points cover nothing.
-        size: Height and width of the image.
+        size: height and width of the image.
 
     Returns:
         Packed run lengths of pycocotools.
 
     Raises:
-        ValueError: If it is none of these forms, or run lengths are for another size.
+        ValueError: if it is none of these forms, or run lengths are for another size.
     """
     height, width = size
     if isinstance(segmentation, dict):
@@ -128,7 +128,7 @@ def within(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         points: (P, 2) x and y.
-        size: Height and width of the image.
+        size: height and width of the image.
 
     Returns:
         (Q, 2) x and y; Q is 0 if nothing is left.
@@ -160,7 +160,7 @@ def unpack(text: str) -> list[int]:
     one before last.
 
     Raises:
-        ValueError: If it is no such text.
+        ValueError: if it is no such text.
     """
     counts: list[int] = []
     value = shift = 0
@@ -186,9 +186,9 @@ def paint(
     """Label mask of some instances: large ones first, so that small ones stay visible.
 
     Args:
-        outlines: Packed run lengths of each instance.
-        ids: Class id of each; 255 for a crowd region.
-        size: Height and width.
+        outlines: packed run lengths of each instance.
+        ids: class id of each; 255 for a crowd region.
+        size: height and width.
 
     Returns:
         (H, W) uint8, 0 where there is no instance. Of two instances of the same area the later

@@ -25,7 +25,7 @@ ReadMaps = Callable[[str], np.ndarray]  # (N, h, w) float32 class maps of an ima
 
 def labels_of(image_set: ImageSet, split: str, names: Sequence[str]) -> np.ndarray:
     """Image labels, (len(names), N) uint8; zeros for a split without labels."""
-    if split in image_set.unlabelled_splits:
+    if split in image_set.unlabeled_splits:
         return np.zeros((len(names), image_set.num_classes), dtype=np.uint8)
     return image_set.labels(names)
 

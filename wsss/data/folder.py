@@ -42,15 +42,15 @@ class Folder(ImageSet):
         """Describe the data set; no file is needed before it is used.
 
         Args:
-            root: Folder that the other paths are relative to.
-            images: Folder of the images.
-            classes: File with a class name a line, or the names themselves.
-            labels: Label file; None: `labels.csv` or `labels.json`, whichever there is.
-            masks: Folder of the masks; it need not exist.
-            splits: Folder of the lists; it need not exist.
+            root: folder that the other paths are relative to.
+            images: folder of the images.
+            classes: file with a class name a line, or the names themselves.
+            labels: label file; None: `labels.csv` or `labels.json`, whichever there is.
+            masks: folder of the masks; it need not exist.
+            splits: folder of the lists; it need not exist.
 
         Raises:
-            WsssError: If `root` is not given.
+            WsssError: if `root` is not given.
         """
         if not root:
             raise WsssError("the folder of the data set is not set: give data.root=/path/to/folder")
@@ -75,7 +75,7 @@ class Folder(ImageSet):
         """Names of the foreground classes.
 
         Raises:
-            WsssError: All that is wrong with the class list.
+            WsssError: all that is wrong with the class list.
         """
         if not self._class_names:
             self._class_names = self._read_classes()
@@ -90,7 +90,7 @@ class Folder(ImageSet):
         """Names of a split: of its list, or all images as `train` where there are no lists.
 
         Raises:
-            WsssError: If there is no such split, or its list can't be read.
+            WsssError: if there is no such split, or its list can't be read.
         """
         if split.endswith(WITH_MASKS) and not self._list(split).is_file():
             names = self.names(split.removesuffix(WITH_MASKS))
@@ -119,7 +119,7 @@ class Folder(ImageSet):
         """Label vectors, (len(names), N) uint8.
 
         Raises:
-            WsssError: If an image has no label, or its row in the label file is wrong.
+            WsssError: if an image has no label, or its row in the label file is wrong.
         """
         column = {name: i for i, name in enumerate(self.classes)}
         table = self._table()
@@ -153,7 +153,7 @@ class Folder(ImageSet):
         """Check the lists, the images and, if asked, the masks of a split.
 
         Raises:
-            WsssError: The first thing that is wrong.
+            WsssError: the first thing that is wrong.
         """
         self._image_files()
         for line in self._list_problems(split.removesuffix(WITH_MASKS)):
@@ -204,7 +204,7 @@ class Folder(ImageSet):
         """File of each image, and the files whose name is taken.
 
         Raises:
-            WsssError: If there is no image folder or no image in it.
+            WsssError: if there is no image folder or no image in it.
         """
         if not self.root.is_dir():
             raise WsssError(
@@ -231,7 +231,7 @@ class Folder(ImageSet):
         """Line numbers and image names of a list; lines may give file names.
 
         Raises:
-            WsssError: If the list can't be read.
+            WsssError: if the list can't be read.
         """
         files, _ = self._image_files()
         name_of = {file: name for name, file in files.items()}
@@ -281,7 +281,7 @@ class Folder(ImageSet):
         """The label file, matched with images and classes; read once.
 
         Raises:
-            WsssError: If there is none, or it can't be read.
+            WsssError: if there is none, or it can't be read.
         """
         if self._labels is None:
             path = self._label_path()

@@ -20,10 +20,10 @@ class Row:
     """The labels of one image as they are written.
 
     Attributes:
-        place: File and line, for messages.
-        key: The image's name or file name.
-        labels: Class names.
-        fault: What is wrong with the row itself, or an empty string.
+        place: file and line, for messages.
+        key: the image's name or file name.
+        labels: class names.
+        fault: what is wrong with the row itself, or an empty string.
     """
 
     place: str
@@ -36,7 +36,7 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of a label file, CSV or JSON by its ending.
 
     Raises:
-        WsssError: If it can't be read, or holds nothing.
+        WsssError: if it can't be read, or holds nothing.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -58,7 +58,7 @@ def csv_rows(text: str, path: Path) -> list[Row]:
     A first row whose name is a heading is passed over.
 
     Raises:
-        WsssError: If the columns are not parted by commas, or it is no CSV.
+        WsssError: if the columns are not parted by commas, or it is no CSV.
     """
     rows: list[Row] = []
     reader = csv.reader(text.splitlines(), skipinitialspace=True)
@@ -88,7 +88,7 @@ def _check_separator(table: Sequence[Sequence[str]], path: Path) -> None:
     """Refuse columns that are parted by something else than a comma, once for the whole file.
 
     Raises:
-        WsssError: If no row has a comma, but each one a tab or semicolon.
+        WsssError: if no row has a comma, but each one a tab or semicolon.
     """
     for sign, name in (("\t", "tabs"), (";", "semicolons")):
         if table and all(len(fields) == 1 and sign in fields[0] for fields in table):
@@ -128,9 +128,9 @@ class Labels:
     """Labels by image name, and what is wrong with the file.
 
     Attributes:
-        of: Class names of each image whose row is good; there may be none.
-        faults: One line for each image whose row is not; `labels` raises it.
-        problems: Every line, in the order of the file.
+        of: class names of each image whose row is good; there may be none.
+        faults: one line for each image whose row is not; `labels` raises it.
+        problems: every line, in the order of the file.
     """
 
     of: dict[str, tuple[str, ...]]
@@ -144,10 +144,10 @@ def match_rows(
     """Match the rows of a label file with image files and classes.
 
     Args:
-        rows: The rows.
-        files: File name of each image name.
-        classes: Known class names.
-        folder: Folder of the images, for messages.
+        rows: the rows.
+        files: file name of each image name.
+        classes: known class names.
+        folder: folder of the images, for messages.
     """
     name_of = {file: name for name, file in files.items()}
     known = set(classes)

@@ -18,7 +18,7 @@ def voc_palette() -> np.ndarray:
     """Colours of PASCAL VOC's masks, (256, 3) uint8 RGB.
 
     The bits of the class id, lowest first, are dealt to red, green and blue in turn and fill each
-    colour from its highest bit down, so that neighbouring ids get distant colours.
+    color from its highest bit down, so that neighboring ids get distant colors.
     """
     ids = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
@@ -33,11 +33,11 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """Read a label mask, (H, W) uint8.
 
     Args:
-        path: Palette or gray PNG of up to 8 bits whose pixel values are class ids.
-        num_classes: Number N of foreground classes; ids 0..N and 255 are allowed.
+        path: palette or gray PNG of up to 8 bits whose pixel values are class ids.
+        num_classes: number N of foreground classes; ids 0..N and 255 are allowed.
 
     Raises:
-        WsssError: If the file can't be read, is no such PNG, or holds another id.
+        WsssError: if the file can't be read, is no such PNG, or holds another id.
     """
     with opened(path, "mask") as file:
         if file.format != "PNG" or file.mode not in ("P", "L", "1"):
@@ -67,7 +67,7 @@ def read_derived_mask(path: Path, num_classes: int) -> np.ndarray:
     """`read_mask` of a file that `stage=prepare` made: a damaged one can be made anew.
 
     Raises:
-        WsssError: As `read_mask`, with this way out.
+        WsssError: as `read_mask`, with this way out.
     """
     try:
         return read_mask(path, num_classes)
@@ -79,7 +79,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a label mask, (H, W) whole numbers in 0..255, as palette PNG; whole or not at all.
 
     Raises:
-        WsssError: If it has another shape or holds anything else, which would be changed silently.
+        WsssError: if it has another shape or holds anything else, which would be changed silently.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "iu":

@@ -20,7 +20,7 @@ def read_mat_mask(path: Path) -> np.ndarray:
     """`GTcls.Segmentation` of one of SBD's `cls/ID.mat`, (H, W) class ids.
 
     Raises:
-        ValueError: If the file is missing, of another content or so damaged that it ends its
+        ValueError: if the file is missing, of another content or so damaged that it ends its
             reader.
     """
     reader = _reader(os.getpid())

@@ -30,7 +30,7 @@ def load_image(path: str | Path) -> np.ndarray:
     [0, 1] are brought up to 255; transparency is dropped.
 
     Raises:
-        WsssError: If the file is missing, broken, no image or too large.
+        WsssError: if the file is missing, broken, no image or too large.
     """
     with opened(path) as file:
         pixels = _rgb(file)
@@ -41,7 +41,7 @@ def photograph_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a photograph turned upright, from the head of its file.
 
     Raises:
-        WsssError: If it is missing, no image or too large.
+        WsssError: if it is missing, no image or too large.
     """
     size, orientation = photograph_head(path)
     return size[::-1] if orientation >= 5 else size
@@ -51,7 +51,7 @@ def photograph_head(path: str | Path) -> tuple[tuple[int, int], int]:
     """(height, width) of a photograph as it is stored, and its EXIF orientation, 1 to 8.
 
     Raises:
-        WsssError: If it is missing, no image or too large.
+        WsssError: if it is missing, no image or too large.
     """
     with opened(path) as file:
         return _stored_size(file), _orientation(file)
@@ -61,7 +61,7 @@ def checked_size(path: str | Path) -> tuple[int, int]:
     """`photograph_size` of a file that is read to its end: `load_image` can read it.
 
     Raises:
-        WsssError: If it is missing, broken, no image or too large.
+        WsssError: if it is missing, broken, no image or too large.
     """
     with opened(path) as file:
         size, orientation = _stored_size(file), _orientation(file)
@@ -75,11 +75,11 @@ def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """Open a picture; whatever goes wrong within the block is told as its fault.
 
     Args:
-        path: The file.
-        what: What it is called in messages.
+        path: the file.
+        what: what it is called in messages.
 
     Raises:
-        WsssError: If it is missing, no regular file (a pipe would be waited for without end),
+        WsssError: if it is missing, no regular file (a pipe would be waited for without end),
             broken or larger than `MOST_PIXELS`.
     """
     try:

@@ -19,18 +19,18 @@ class Photographs(ImageSet):
     Names are file names without suffix; where two files share one, both keep their suffix.
 
     Args:
-        root: The folder.
-        classes: Names of the foreground classes.
-        key: What the folder is called in messages.
+        root: the folder.
+        classes: names of the foreground classes.
+        key: what the folder is called in messages.
 
     Attributes:
-        passed_over: What is no picture by its suffix, or no regular file (a pipe).
+        passed_over: what is no picture by its suffix, or no regular file (a pipe).
 
     Raises:
-        WsssError: If there is no such folder, or there are no photographs in it.
+        WsssError: if there is no such folder, or there are no photographs in it.
     """
 
-    unlabelled_splits = ("all",)
+    unlabeled_splits = ("all",)
 
     def __init__(self, root: str | Path, classes: Sequence[str], key: str = "input") -> None:
         self.root, self.classes = Path(root).expanduser(), tuple(classes)

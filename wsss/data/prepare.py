@@ -25,8 +25,8 @@ class Finding:
 
     Attributes:
         size: (height, width) upright, or None if the image can't be read.
-        mask_ids: Class ids in its mask, without background and void; None without a mask.
-        problems: One line each.
+        mask_ids: class ids in its mask, without background and void; None without a mask.
+        problems: one line each.
     """
 
     size: tuple[int, int] | None
@@ -47,12 +47,12 @@ def prepare(
     It can be interrupted and run again: derived files that are there are kept.
 
     Args:
-        image_set: The data set.
-        splits: Splits to check. An unlabelled one (test) is passed over if it has no list.
-        expected_counts: Number of images that a split must have.
-        held_out: Splits that must share no image with any other of `splits`.
-        workers: Number of processes; 0: this one, -1: one for each core.
-        optional: Splits that are passed over, too, if they have no list.
+        image_set: the data set.
+        splits: splits to check. An unlabeled one (test) is passed over if it has no list.
+        expected_counts: number of images that a split must have.
+        held_out: splits that must share no image with any other of `splits`.
+        workers: number of processes; 0: this one, -1: one for each core.
+        optional: splits that are passed over, too, if they have no list.
 
     Returns:
         A report of plain numbers, strings, lists and dictionaries: `data_set`, `classes`,
@@ -61,7 +61,7 @@ def prepare(
         problems: a line for everything that must be put right before the data set is used.
 
     Raises:
-        WsssError: If the data set can't be looked at at all.
+        WsssError: if the data set can't be looked at at all.
     """
     derived = image_set.derive(workers)
     classes = list(image_set.classes)  # without them nothing else can be looked at
@@ -71,7 +71,7 @@ def prepare(
         try:
             members[split] = image_set.names(split)
         except WsssError as error:
-            if split in image_set.unlabelled_splits or split in optional:
+            if split in image_set.unlabeled_splits or split in optional:
                 warnings.append(f"split '{split}' is passed over: {error}")
             else:
                 problems.append(str(error))
@@ -91,8 +91,8 @@ def prepare(
     }
     checked_labels: dict[str, np.ndarray] = {}
     for split, names in members.items():
-        labelled = split not in image_set.unlabelled_splits
-        if labelled:
+        labeled = split not in image_set.unlabeled_splits
+        if labeled:
             fresh = [name for name in names if name not in checked_labels]
             found, wrong = collect_labels(image_set, fresh)
             checked_labels |= found

@@ -18,7 +18,7 @@ def sbd_folder(sbd_root: Path) -> Path:
     """The folder with `cls`, `train.txt` and `val.txt`: `sbd_root` or its folder `dataset`.
 
     Raises:
-        WsssError: If neither is one.
+        WsssError: if neither is one.
     """
     for folder in (sbd_root / "dataset", sbd_root):
         if (folder / "cls").is_dir():
@@ -35,16 +35,16 @@ def derive_trainaug(
     """Write the list trainaug = (VOC train + SBD train + SBD val) without VOC val.
 
     Args:
-        sbd: What `sbd_folder` found.
-        voc_train: Names of VOC's train.
-        voc_val: Names of VOC's val.
-        target: List to write.
+        sbd: what `sbd_folder` found.
+        voc_train: names of VOC's train.
+        voc_val: names of VOC's val.
+        target: list to write.
 
     Returns:
         The names, sorted.
 
     Raises:
-        WsssError: If a list is missing.
+        WsssError: if a list is missing.
     """
     names = {*voc_train, *read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")}
     derived = sorted(names - set(voc_val))
@@ -59,14 +59,14 @@ def convert_masks(
     """Write `target/NAME.png` from SBD's masks.
 
     Args:
-        sbd: What `sbd_folder` found.
-        names: Images whose mask is wanted.
-        target: Folder of the masks.
-        num_classes: Number of foreground classes.
-        workers: Number of processes, 0 for this one.
+        sbd: what `sbd_folder` found.
+        names: images whose mask is wanted.
+        target: folder of the masks.
+        num_classes: number of foreground classes.
+        workers: number of processes, 0 for this one.
 
     Raises:
-        WsssError: If a file of SBD is missing or broken; the others are converted.
+        WsssError: if a file of SBD is missing or broken; the others are converted.
     """
     convert = partial(convert_mask, source=sbd / "cls", target=target, num_classes=num_classes)
     problems = [line for line in parallel(convert, names, "masks of SBD", workers) if line]

@@ -114,7 +114,7 @@ class Pen:
         self.shape(np.array([at_left[0], at_right[0], at_right[1], at_left[1]]), color)
 
     def vary(self, color: Sequence[float], spread: float = 14.0) -> np.ndarray:
-        """A colour a little off the given one."""
+        """A color a little off the given one."""
         return np.clip(np.array(color) + self.rng.uniform(-spread, spread, 3), 0, 255)
 
 
@@ -345,7 +345,7 @@ def draw_background(kind: str, size: int, rng: Rng) -> np.ndarray:
 
 
 def draw_stones(canvas: Canvas, rng: Rng) -> None:
-    """Blobs in the colours of the objects' plain parts: clutter that belongs to no class."""
+    """Blobs in the colors of the objects' plain parts: clutter that belongs to no class."""
     size = canvas.image.shape[0]
     for _ in range(rng.integers(1, 5)):
         center = rng.uniform((0, 0.45 * size), (size, size))

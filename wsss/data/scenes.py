@@ -3,7 +3,7 @@
 Six classes, one to three objects an image. What makes them hard for class activation maps:
 
 - An object has several parts, of which one tells the class (a head, the wheels, a sail). The
-  others take their colours from one palette for all classes, and stones of the same colours lie
+  others take their colors from one palette for all classes, and stones of the same colors lie
   about, so that a classifier does well to look at the telling part only.
 - Each class comes in three variants that differ in build.
 - Each class has a background that it mostly stands on.
@@ -27,6 +27,7 @@ from wsss.data.masks import VOID, write_mask
 from wsss.data.scene_drawing import DRAW, Canvas, Pen, Points, Rng, draw_background, draw_stones
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
+from wsss.files import part_ending
 
 # Raised whenever the pictures change, so that those of an older version are made anew.
 VERSION = 1
@@ -80,7 +81,7 @@ class Scenes(VOC):
         """Check the files of a split.
 
         Raises:
-            WsssError: As `VOC.check`, with the way out: generated scenes are made anew.
+            WsssError: as `VOC.check`, with the way out: generated scenes are made anew.
         """
         try:
             super().check(split, need_masks)
@@ -97,17 +98,17 @@ def generate(
     start at once do not disturb each other.
 
     Args:
-        root: Folder of the data set. What is in it is replaced only if it was generated, too.
-        seed: Seed of all scenes.
-        n_train: Images of the lists train and trainaug.
-        n_val: Images of the list val.
-        size: Height and width in pixels.
+        root: folder of the data set. What is in it is replaced only if it was generated, too.
+        seed: seed of all scenes.
+        n_train: images of the lists train and trainaug.
+        n_val: images of the list val.
+        size: height and width in pixels.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        WsssError: If an argument makes no sense, or `root` holds something else.
+        WsssError: if an argument makes no sense, or `root` holds something else.
     """
     root = Path(root).expanduser()
     if min(n_train, n_val) < 1 or size < 64 or seed < 0:
@@ -123,7 +124,7 @@ def generate(
             f"{root} holds something that is not generated scenes: give data.root another folder"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    draft = Path(tempfile.mkdtemp(part_ending(), f".{root.name}-", root.parent))
     try:
         draft.chmod(0o755)  # mkdtemp's folder is for its owner only
         _write_scenes(draft, seed, n_train, n_val, size)

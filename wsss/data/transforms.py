@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from wsss.data.masks import VOID
 from wsss.errors import WsssError
-from wsss.settings import Colour
+from wsss.settings import Color
 
 Size = tuple[int, int]  # height, width
 MAP_STRIDE = 16  # of class maps that a training crop comes with
@@ -166,12 +166,12 @@ class TakeCrop(Protocol):
     """What makes a training crop of an image and, where there is one, of its label map."""
 
     @property
-    def mean(self) -> Colour:
+    def mean(self) -> Color:
         """Mean per RGB channel in [0, 1] that it normalizes with."""
         ...
 
     @property
-    def std(self) -> Colour:
+    def std(self) -> Color:
         """Standard deviation, likewise."""
         ...
 
@@ -206,8 +206,8 @@ class Crop:
     """
 
     side: int
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
     draw_size: DrawSize
     resize: Callable[[Tensor, Size], Tensor] = field(default=resize_bicubic)
     corner: bool = False
@@ -292,8 +292,8 @@ class Pyramid:
         size: network input for the size at scale 1 and a factor; default: rounded half to even.
     """
 
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
     scales: tuple[float, ...] = (1.0,)
     long_side: int | None = None
     max_side: int | None = None

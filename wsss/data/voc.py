@@ -51,28 +51,28 @@ class VOC(ImageSet):
         sbd_root: str | Path | None = None,
         cache_dir: str | Path | None = None,
         classes: Sequence[str] | None = None,
-        unlabelled_splits: Sequence[str] = ("test",),
+        unlabeled_splits: Sequence[str] = ("test",),
     ) -> None:
         """Describe the data set; no file is needed before it is used.
 
         Args:
-            root: Folder with `JPEGImages` (`VOCdevkit/VOC2012`).
-            sbd_root: Folder of the Semantic Boundaries Dataset, with `cls` or `dataset/cls`.
-            cache_dir: Folder for derived files; it belongs to this data set alone. None: nothing
+            root: folder with `JPEGImages` (`VOCdevkit/VOC2012`).
+            sbd_root: folder of the Semantic Boundaries Dataset, with `cls` or `dataset/cls`.
+            cache_dir: folder for derived files; it belongs to this data set alone. None: nothing
                 is kept.
-            classes: Foreground class names in the order of their ids. Default: the lines of
+            classes: foreground class names in the order of their ids. Default: the lines of
                 `ImageSets/classes.txt` if there is one, else the 20 classes of VOC.
-            unlabelled_splits: Splits without annotations.
+            unlabeled_splits: splits without annotations.
 
         Raises:
-            WsssError: If `root` is not given or something is wrong with the class names.
+            WsssError: if `root` is not given or something is wrong with the class names.
         """
         if not root:
             raise WsssError("the folder of the data set is not set: give data.root=/path/to/VOC")
         self.root = Path(root).expanduser()
         self.sbd_root = Path(sbd_root).expanduser() if sbd_root else None
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
-        self.unlabelled_splits = tuple(unlabelled_splits)
+        self.unlabeled_splits = tuple(unlabeled_splits)
         self.class_file = self.root / "ImageSets" / "classes.txt"
         where: object = "data.image_set.classes"
         if classes is not None:
@@ -94,7 +94,7 @@ class VOC(ImageSet):
         """Check root, list, image files and, if asked, masks of a split.
 
         Raises:
-            WsssError: One line that names what is missing and the way out.
+            WsssError: one line that names what is missing and the way out.
         """
         self.check_root()
         super().check(split, need_masks)
@@ -103,7 +103,7 @@ class VOC(ImageSet):
         """Check that the root is a VOC folder.
 
         Raises:
-            WsssError: One line with the key `data.root` and, if it can be seen, the right value.
+            WsssError: one line with the key `data.root` and, if it can be seen, the right value.
         """
         if (self.root / "JPEGImages").is_dir():
             return
@@ -127,7 +127,7 @@ class VOC(ImageSet):
         """Names of a split from its list.
 
         Raises:
-            WsssError: If the list is missing or faulty.
+            WsssError: if the list is missing or faulty.
         """
         path = self.list_path(split)
         if path is None:
@@ -180,7 +180,7 @@ class VOC(ImageSet):
             (len(names), N) uint8.
 
         Raises:
-            WsssError: If an annotation is missing or broken or names an unknown class.
+            WsssError: if an annotation is missing or broken or names an unknown class.
         """
         cache = self._read_label_cache()
         result = np.zeros((len(names), self.num_classes), dtype=np.uint8)
@@ -277,7 +277,7 @@ def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
     no classes.
 
     Raises:
-        WsssError: If the file is no XML or an object's class is not in `classes`.
+        WsssError: if the file is no XML or an object's class is not in `classes`.
     """
     label = np.zeros(len(classes), dtype=np.uint8)
     try:

@@ -44,7 +44,7 @@ class Scores:
             published (deeplab-pytorch). A class that is only predicted lowers the IoU of others,
             and is not itself a zero among them. The two are equal where every class occurs in the
             truth, as in the whole of VOC's or COCO's val.
-        iou: IoU of each class; nan where the class occurs in neither.
+        iou: ioU of each class; nan where the class occurs in neither.
         false_positive: foreground predictions on pixels of another class, as a share of the union
             of truth and prediction, mean over occurring foreground classes.
         false_negative: missed pixels, likewise.

@@ -161,7 +161,7 @@ def resampled(runs: Sequence[Confusions], resamples: int = RESAMPLES, seed: int 
     whatever the number of images.
 
     Args:
-        runs: R of them, on the same images (see `aligned`).
+        runs: r of them, on the same images (see `aligned`).
         resamples: how often, B.
         seed: of the draws.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wsss.data.transforms import Crop, LongSide, Size, TakeCrop, scaled_size
 from wsss.maps.functional import normalize_cam
 from wsss.maps.fuse import fuse_scales
-from wsss.settings import Colour, settings
+from wsss.settings import Color, settings
 
 
 @settings
@@ -96,8 +96,8 @@ class Host(nn.Module):
     reads_maps: ClassVar[bool] = False
 
     channels: tuple[int, ...]
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
 
     def __init__(self, options: Any, classes: Sequence[str]) -> None:
         """Keep options (an instance of `Settings`) and class names."""

@@ -102,7 +102,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
         if "state_dict" in content:
             return content["state_dict"], content.get(CLASSES)
         state = content.get("model", content)
-        if isinstance(state, Mapping) and "cls_token" in state:
+        if isinstance(state, Mapping) and {"cls_token", "module.cls_token"} & set(state):
             return {f"host.network.{n.removeprefix('module.')}": v for n, v in state.items()}, None
         state = content.get("net", content)
         if isinstance(state, Mapping) and any("resnet50.conv1" in str(name) for name in state):

@@ -26,10 +26,7 @@ def to_irn(content: dict[str, Any]) -> dict[str, Any]:
     """AMN's content in IRN's form, without the background's channel."""
     if "cam" not in content:
         return {"keys": np.zeros(0, dtype=np.int64), "cam": np.zeros((0, 1, 1), dtype=np.float32)}
-    maps: dict[str, Any] = {
-        name: content[name][1:] for name in ("cam", "high_res") if name in content
-    }
-    return {"keys": content["keys"], **maps}
+    return {name: values if name == "keys" else values[1:] for name, values in content.items()}
 
 
 def from_irn(content: dict[str, Any]) -> dict[str, Any]:

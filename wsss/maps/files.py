@@ -124,9 +124,9 @@ class MapSource:
     """Where a refining stage finds its class maps.
 
     Attributes:
-        folder: Folder of class-map files.
-        kind: Which of their kinds.
-        hash: Stands for how they were made.
+        folder: folder of class-map files.
+        kind: which of their kinds.
+        hash: stands for how they were made.
     """
 
     folder: Path

@@ -55,7 +55,7 @@ def class_valid_mask(valid: Tensor, label: Tensor, size: tuple[int, int]) -> Ten
     Args:
         valid: (B, H, W), 1 inside the un-padded window of the crop, 0 in its padding.
         label: image labels (B, N).
-        size: grid (h, w) to which the window is brought by nearest neighbour.
+        size: grid (h, w) to which the window is brought by nearest neighbor.
 
     Returns:
         (B, N+1, h, w) of zeros and ones; channel 0 (background) is the window alone.

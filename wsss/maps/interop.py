@@ -1,9 +1,10 @@
-"""Class maps in the files of other projects: IRN's, AMN's and SIPE's pickled `.npy` dictionaries.
+"""Class maps in the files of other projects: pickled `.npy` dictionaries.
 
 IRN writes `keys` (0-based class ids), `cam` (stride 4) and `high_res` (image size), partly as torch
 tensors; AMN (`wsss.maps.amn_npy`) the same, but with the background's channel first. SIPE writes
 `keys` (0 for the background, then 1-based ids) and `IS_CAM` (image size, with its own background
-first).
+first). MCTformer (`wsss.maps.mctformer_npy`) writes one map (image size) by class id, CLIP-ES has
+names of its own (`wsss.maps.clip_es_npy`).
 
 Such a file is a pickle, which can run any code when it is loaded. Here it is read by an unpickler
 that knows arrays and tensors and nothing else.
@@ -22,11 +23,11 @@ import torch
 from wsss.data.base import missing_files
 from wsss.errors import WsssError
 from wsss.files import atomic
-from wsss.maps import amn_npy
+from wsss.maps import amn_npy, clip_es_npy, mctformer_npy
 from wsss.maps.files import ClassMaps
 from wsss.maps.fuse import enlarge
 
-FORMATS = ("irn", "amn", "sipe")
+FORMATS = ("irn", "amn", "mctformer", "clip_es", "sipe")
 # Names by which the versions of NumPy and PyTorch call what rebuilds arrays and tensors.
 _ALLOWED = {
     ("numpy", "ndarray"),
@@ -43,18 +44,19 @@ _ALLOWED = {
 
 
 def read_npy_maps(path: Path, size: tuple[int, int] | None = None) -> ClassMaps:
-    """Read the class maps of one image as IRN, AMN or SIPE stored them.
+    """Read the class maps of one image as IRN, AMN, MCTformer or SIPE stored them.
 
     Args:
-        path: The `.npy` file.
+        path: the `.npy` file.
         size: (height, width) of the photograph; needed only for files without a map of its size.
 
     Returns:
-        Class maps of kind `cam` (IRN), `amn_cam` (AMN, without its background) or `is_cam` (SIPE),
-        at the resolution they are stored in (the first two at stride 4), with 1-based class ids.
+        Class maps of kind `cam` (IRN), `amn_cam` (AMN, without its background), `refined`
+        (MCTformer) or `is_cam` (SIPE), at the resolution they are stored in (the first two at
+        stride 4), with 1-based class ids.
 
     Raises:
-        WsssError: If the file is missing, broken, of another content, or holds anything but arrays
+        WsssError: if the file is missing, broken, of another content, or holds anything but arrays
             and tensors.
     """
     try:
@@ -74,13 +76,19 @@ def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassM
     kind = "is_cam" if "IS_CAM" in content else "cam"
     if amn_npy.is_amn(content):
         kind, content = amn_npy.KIND, amn_npy.to_irn(content)
+    elif (clip_es := clip_es_npy.kind_of(content)) is not None:
+        kind, content = clip_es, clip_es_npy.to_irn(content)
+    elif mctformer_npy.is_mctformer(content):
+        kind, content = mctformer_npy.KIND, mctformer_npy.to_irn(content)
     if kind == "is_cam":
         maps = full = content["IS_CAM"]
     else:
         full = content.get("high_res")
         maps = content.get("cam", full)
     if maps is None or "keys" not in content:
-        raise ValueError("no class maps of IRN, AMN (keys, cam, high_res) or SIPE (keys, IS_CAM)")
+        raise ValueError(
+            "no class maps of IRN, AMN (keys, cam, high_res), SIPE (keys, IS_CAM) or MCTformer"
+        )
     # Shapes are compared before anything is copied: they may claim more than the file holds.
     (count, *grid), number = np.shape(maps), len(content["keys"])
     if len(grid) != 2 or count != number or np.shape(content["keys"]) != (number,):
@@ -114,22 +122,25 @@ def _class_maps(content: dict[str, Any], size: tuple[int, int] | None) -> ClassM
 
 
 def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
-    """Write class maps as IRN, AMN or SIPE read them, whole or not at all.
+    """Write class maps as IRN, AMN, MCTformer or SIPE read them, whole or not at all.
+
+    `high_res` is what the stored maps are, enlarged: with `make_cam.stride=1` the scales were
+    fused at the photograph's size, as IRN does, otherwise at the stride.
 
     Args:
-        path: The `.npy` file.
-        maps: Class maps of one image; they are enlarged to the photograph's size.
-        kind: Which of its kinds.
-        form: `irn`, `amn` (a background channel is left out) or `sipe`.
+        path: the `.npy` file.
+        maps: class maps of one image; they are enlarged to the photograph's size.
+        kind: which of its kinds.
+        form: `irn`, `amn`, `mctformer`, `clip_es` (these leave a background channel out) or `sipe`.
 
     Raises:
-        WsssError: If the form is unknown, or `sipe` is asked for maps without a background.
+        WsssError: if the form is unknown, or `sipe` is asked for maps without a background.
     """
     if form not in FORMATS:
-        raise WsssError(f"format of exported maps: {form}; choose irn, amn or sipe")
+        raise WsssError(f"format of exported maps: {form}; choose {', '.join(FORMATS)}")
     own_background = maps.has_background(kind)
     stored = maps.maps[kind].astype(np.float32)
-    content: dict[str, Any]
+    content: dict[Any, Any]
     if form == "sipe":
         if not own_background:
             raise WsssError(
@@ -149,6 +160,10 @@ def write_npy_maps(path: Path, maps: ClassMaps, kind: str, form: str) -> None:
         }
         if form == "amn":
             content = amn_npy.from_irn(content)
+        elif form == "mctformer":
+            content = mctformer_npy.from_irn(content)
+        elif form == "clip_es":
+            content = clip_es_npy.from_irn(content)
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, content)  # type: ignore[arg-type]  # an object array of one dictionary
 
@@ -157,7 +172,7 @@ def npy_files(folder: Path, names: list[str]) -> list[Path]:
     """The file of each image in a folder of `.npy` dictionaries.
 
     Raises:
-        WsssError: If some are missing; the message counts them and names one.
+        WsssError: if some are missing; the message counts them and names one.
     """
     paths = [folder / f"{name}.npy" for name in names]
     missing = missing_files(paths)

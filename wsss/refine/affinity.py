@@ -10,7 +10,7 @@ are sources. Tensors over pairs are (B, D, rows, columns), D directions in the i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ class AffinityLabels(NamedTuple):
     """What is known of each pair; three (B, D, rows, columns) boolean masks, at most one true.
 
     Attributes:
-        background: Both pixels are background.
-        foreground: Both pixels are of the same foreground class.
-        negative: The pixels are of different classes.
+        background: both pixels are background.
+        foreground: both pixels are of the same foreground class.
+        negative: the pixels are of different classes.
     """
 
     background: Tensor
@@ -42,7 +42,7 @@ def affinity_labels(labels: Tensor, index: PathIndex) -> AffinityLabels:
 
     Args:
         labels: (B, h, w) class ids on the grid of the affinities, 0 background, 255 unsure.
-        index: Paths of the training radius.
+        index: paths of the training radius.
     """
     shape = (labels.shape[0], len(index.directions), *index.sources(*labels.shape[-2:]))
     background, foreground, negative = (
@@ -66,7 +66,7 @@ class _PathMaximum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, edge: Tensor, index: PathIndex) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, edge: Tensor, index: PathIndex) -> Tensor:  # type: ignore[override]
         shape = (edge.shape[0], len(index.directions), *index.sources(*edge.shape[-2:]))
         maximum = edge.new_empty(shape)
         winner = torch.empty(shape, dtype=torch.uint8, device=edge.device)
@@ -79,7 +79,7 @@ class _PathMaximum(torch.autograd.Function):
         return maximum
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (winner,) = ctx.saved_tensors
         index, (height, width) = ctx.index, ctx.size
         cells = torch.arange(height * width, device=grad.device).view(height, width)
@@ -97,13 +97,13 @@ def path_maximum(edge: Tensor, index: PathIndex) -> Tensor:
 
     Args:
         edge: (B, h, w) edge probabilities, or logits: the maximum goes through the sigmoid.
-        index: The paths.
+        index: the paths.
 
     Returns:
         (B, D, rows, columns) of the input's dtype.
 
     Raises:
-        WsssError: If the grid is too small for the radius.
+        WsssError: if the grid is too small for the radius.
     """
     return _PathMaximum.apply(edge, index)  # type: ignore[no-any-return]
 
@@ -115,8 +115,8 @@ def affinity_loss(
 
     Args:
         edge_logit: (B, h, w) edge before the sigmoid.
-        labels: Of the same grid and index.
-        index: Paths of the training radius.
+        labels: of the same grid and index.
+        index: paths of the training radius.
 
     Returns:
         `positive`: mean of -log(a + 1e-5), background and foreground pairs weighing half each;
@@ -133,7 +133,7 @@ def pair_loss(affinity: Tensor, labels: AffinityLabels) -> dict[str, Tensor]:
 
     Args:
         affinity: (B, D, rows, columns) float32.
-        labels: Of the same pairs.
+        labels: of the same pairs.
     """
     attract = -torch.log(affinity + EPS)
     repel = -torch.log(1 + EPS - affinity)
@@ -151,8 +151,8 @@ def displacement_loss(
 
     Args:
         displacement: (B, 2, h, w) in cells; channel 0 is y, channel 1 is x.
-        labels: Of the same grid and index.
-        index: Paths of the training radius.
+        labels: of the same grid and index.
+        index: paths of the training radius.
 
     Returns:
         `foreground` and `background`: means over pairs and both components.

@@ -25,13 +25,13 @@ class CrfSettings:
     gaussian_sxy 1, gaussian_compat 3, bilateral_sxy 67, bilateral_srgb 3, bilateral_compat 4.
 
     Attributes:
-        gaussian_sxy: Standard deviation of the smoothness kernel, pixels.
-        gaussian_compat: Its weight.
-        bilateral_sxy: Standard deviation in space of the appearance kernel, pixels.
-        bilateral_srgb: Its standard deviation in color, in steps of 0..255.
-        bilateral_compat: Its weight.
-        iterations: Mean-field iterations.
-        backend: Whose code: our own, or pydensecrf's, which computes the same but slower.
+        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
+        gaussian_compat: its weight.
+        bilateral_sxy: standard deviation in space of the appearance kernel, pixels.
+        bilateral_srgb: its standard deviation in color, in steps of 0..255.
+        bilateral_compat: its weight.
+        iterations: mean-field iterations.
+        backend: whose code: our own, or pydensecrf's, which computes the same but slower.
     """
 
     gaussian_sxy: Positive = 3
@@ -52,10 +52,10 @@ class DenseCrf:
 
     Args:
         image: (H, W, 3) uint8 RGB, or (H, W) gray.
-        settings: Pairwise terms.
+        settings: pairwise terms.
 
     Raises:
-        WsssError: If the image is none, or the backend can't be imported.
+        WsssError: if the image is none, or the backend can't be imported.
     """
 
     def __init__(self, image: np.ndarray, settings: CrfSettings | None = None) -> None:
@@ -103,7 +103,7 @@ class DenseCrf:
             (L, H, W) float32 for each reading; they sum to 1 at each pixel.
 
         Raises:
-            WsssError: If a size is not the image's or a value is not finite.
+            WsssError: if a size is not the image's or a value is not finite.
         """
         for unary in unaries:
             if unary.ndim != 3 or unary.shape[1:] != self.size or not len(unary):
@@ -129,8 +129,8 @@ class _Reading:
     """Unary energies without the labels that no pixel can take.
 
     Attributes:
-        kept: Labels that stay.
-        out: Labels that are left out.
+        kept: labels that stay.
+        out: labels that are left out.
         scores: (C, H, W) energy of the last label kept, less that of each other one and, in the
             end, less that of those left out together.
     """
@@ -191,15 +191,15 @@ def crf_from_labels(
     Args:
         image: (H, W, 3) uint8 RGB, or (H, W) gray.
         labels: (H, W) integers in 0 .. num_labels - 1. All are ordinary labels, 0 included.
-        num_labels: Number L of labels: background and the classes of the image.
-        gt_prob: Probability of the given label; the others share the rest evenly.
-        settings: Pairwise terms.
+        num_labels: number L of labels: background and the classes of the image.
+        gt_prob: probability of the given label; the others share the rest evenly.
+        settings: pairwise terms.
 
     Returns:
         (H, W) int64 labels.
 
     Raises:
-        WsssError: If a label is out of range, `gt_prob` is not inside (0, 1), shapes disagree, or
+        WsssError: if a label is out of range, `gt_prob` is not inside (0, 1), shapes disagree, or
             the backend can't be imported.
     """
     unary = label_energies(labels, num_labels, gt_prob)
@@ -213,14 +213,14 @@ def label_energies(labels: np.ndarray, num_labels: int, gt_prob: float) -> np.nd
 
     Args:
         labels: (H, W) integers in 0 .. num_labels - 1.
-        num_labels: Number L of labels.
-        gt_prob: Probability of the given label; the others share the rest evenly.
+        num_labels: number L of labels.
+        gt_prob: probability of the given label; the others share the rest evenly.
 
     Returns:
         (L, H, W) float32.
 
     Raises:
-        WsssError: If a label is out of range or `gt_prob` is not inside (0, 1).
+        WsssError: if a label is out of range or `gt_prob` is not inside (0, 1).
     """
     if not 0 < gt_prob < 1:
         raise WsssError(f"CRF: gt_prob={gt_prob} must lie between 0 and 1")
@@ -243,13 +243,13 @@ def crf_from_probabilities(
     Args:
         image: (H, W, 3) uint8 RGB, or (H, W) gray.
         probabilities: (L, H, W) in [0, 1]; clipped at 1e-5 from below.
-        settings: Pairwise terms.
+        settings: pairwise terms.
 
     Returns:
         (L, H, W) float32 marginals that sum to 1 at each pixel.
 
     Raises:
-        WsssError: If shapes disagree, a value is not finite, or the backend can't be imported.
+        WsssError: if shapes disagree, a value is not finite, or the backend can't be imported.
     """
     probabilities = np.asarray(probabilities)
     if not np.isfinite(probabilities).all():
@@ -268,7 +268,7 @@ def prepare_crf(settings: CrfSettings) -> None:
     find it done.
 
     Raises:
-        WsssError: If pydensecrf is wanted and can't be imported.
+        WsssError: if pydensecrf is wanted and can't be imported.
     """
     if settings.backend == "pydensecrf":
         require_pydensecrf()
@@ -284,7 +284,7 @@ def require_pydensecrf() -> Any:
     """The module `pydensecrf.densecrf`.
 
     Raises:
-        WsssError: If it can't be imported; the message says what to do.
+        WsssError: if it can't be imported; the message says what to do.
     """
     try:
         import pydensecrf.densecrf as module
@@ -322,9 +322,9 @@ def seed_probabilities(
     Args:
         maps: (K, H, W) in [0, 1], or (K + 1, H, W) with their own background first.
         classes: (K,) ids of the foreground channels.
-        background: Background of maps without their own: a constant, or `complement`, 1 - max
+        background: background of maps without their own: a constant, or `complement`, 1 - max
             (CLIP-ES).
-        power: Exponent; above 1 it makes the probabilities surer.
+        power: exponent; above 1 it makes the probabilities surer.
 
     Returns:
         (K + 1, H, W) float32 that sum to 1; their arg max is the raw seed.

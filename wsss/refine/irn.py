@@ -52,8 +52,8 @@ class EdgeDisplacement(nn.Module):
     With a ResNet-50 the edge head has 125,409 parameters, the displacement head 1,269,120.
 
     Args:
-        backbone: Any backbone; it is frozen here and always in evaluation mode.
-        displacement: Whether to have the displacement head. It shares nothing with the edge head,
+        backbone: any backbone; it is frozen here and always in evaluation mode.
+        displacement: whether to have the displacement head. It shares nothing with the edge head,
             and semantic pseudo masks come from edges alone.
 
     Attributes:
@@ -101,7 +101,7 @@ class EdgeDisplacement(nn.Module):
         """Load what `heads_state` gave.
 
         Raises:
-            RuntimeError: If names or shapes differ.
+            RuntimeError: if names or shapes differ.
         """
         own = self.state_dict()
         self.load_state_dict({**{k: own[k] for k in own if k.startswith("backbone.")}, **state})
@@ -125,7 +125,7 @@ class EdgeDisplacement(nn.Module):
             (y, x), or None where that head is off.
 
         Raises:
-            WsssError: If the size is no multiple of 16.
+            WsssError: if the size is no multiple of 16.
         """
         if image.shape[-2] % MULTIPLE or image.shape[-1] % MULTIPLE:
             raise WsssError(
@@ -156,7 +156,7 @@ def edge_map(network: EdgeDisplacement, image: Tensor) -> Tensor:
     and bottom) goes to the next multiple of 16.
 
     Args:
-        network: In evaluation mode.
+        network: in evaluation mode.
         image: (3, H, W) normalized.
 
     Returns:

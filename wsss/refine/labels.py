@@ -20,11 +20,11 @@ class LabelSettings:
     third is for maps with one (SIPE, CPAL).
 
     Attributes:
-        foreground_threshold: Constant background of the reading that names the foreground.
-        background_threshold: Constant background of the reading that names the background.
-        background_factor: Factor on the background channel in the second reading.
-        gt_prob: Trust in the readings when the CRF refines them.
-        crf: Pairwise terms; None leaves the CRF out.
+        foreground_threshold: constant background of the reading that names the foreground.
+        background_threshold: constant background of the reading that names the background.
+        background_factor: factor on the background channel in the second reading.
+        gt_prob: trust in the readings when the CRF refines them.
+        crf: pairwise terms; None leaves the CRF out.
     """
 
     foreground_threshold: Share = 0.30
@@ -49,14 +49,14 @@ def confident_labels(
         image: (H, W, 3) uint8 RGB.
         maps: (K, H, W) or, with their own background first, (K + 1, H, W), at image size.
         classes: (K,) ids of the foreground channels.
-        settings: Thresholds and CRF.
+        settings: thresholds and CRF.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        ValueError: If the number of channels fits neither form.
-        WsssError: From the CRF.
+        ValueError: if the number of channels fits neither form.
+        WsssError: from the CRF.
     """
     extra = len(maps) - len(classes)
     if extra not in (0, 1):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -31,6 +32,8 @@ from numba.extending import intrinsic, models, register_model
 
 from wsss.errors import WsssError
 from wsss.run.process import say
+
+Array = np.ndarray
 
 SIDE = 8  # of a tile, pixels
 TILE = SIDE * SIDE
@@ -260,7 +263,7 @@ _PIXELS = (0,) * LANES
 
 
 @compiled
-def _slot(key, keys, table):
+def _slot(key: int, keys: Array, table: Array) -> np.uint64:
     """Where the number of a key stands in the hash table, or would stand (there it is -1)."""
     last = np.uint64(len(table) - 2)  # the last entry is no slot: it says how far to shift
     slot = (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(table[len(table) - 1])
@@ -272,7 +275,7 @@ def _slot(key, keys, table):
 
 
 @compiled
-def _table(keys, count, bits):
+def _table(keys: Array, count: int, bits: int) -> Array:
     """A hash table of the first `count` keys with 2^bits slots: their numbers, elsewhere -1."""
     table = np.full((1 << bits) + 1, -1, np.int32)
     table[1 << bits] = 64 - bits
@@ -282,7 +285,9 @@ def _table(keys, count, bits):
 
 
 @compiled
-def _build(features, axes, steps, low):
+def _build(
+    features: Array, axes: tuple, steps: Array, low: Array
+) -> tuple[Array, Array, Array, Array]:
     """Lattice points of all pixels.
 
     The points of a simplex differ in their remainder r = 0..d modulo d + 1, so a point is packed as
@@ -290,7 +295,7 @@ def _build(features, axes, steps, low):
 
     Args:
         features: (d, H, W) float32.
-        axes: A tuple of d anything.
+        axes: a tuple of d anything.
         steps: (d + 1,) int64, the last one 0.
         low: (d,) int64, smallest quotients.
 
@@ -403,7 +408,7 @@ def _build(features, axes, steps, low):
 
 
 @compiled
-def _neighbors(keys, table, steps):
+def _neighbors(keys: Array, table: Array, steps: Array) -> Array:
     """(d + 1, M + 1, 2) int32: the points before and after each one in each direction; M: none."""
     corners, count = len(steps), len(keys)
     near = np.full((corners, count + 1, 2), count, np.int32)
@@ -424,14 +429,14 @@ def _neighbors(keys, table, steps):
 
 
 @compiled
-def _filter(values, one, two, lanes):
+def _filter(values: Array, one: tuple, two: tuple, lanes: tuple) -> None:
     """Replace values (N, V), flat, by the sum of two filters' answers to them.
 
     Args:
-        values: Flat.
-        one, two: Points, weights and neighbors of a filter, and twice room for its lattice:
+        values: flat.
+        one, two: points, weights and neighbors of a filter, and twice room for its lattice:
             (M + 1, V), flat, the last row 0.
-        lanes: V of anything.
+        lanes: v of anything.
     """
     points_1, weights_1, near_1, lattice_1, spare_1 = one
     points_2, weights_2, near_2, lattice_2, spare_2 = two
@@ -462,7 +467,7 @@ def _filter(values, one, two, lanes):
 
 
 @compiled
-def _blurred(lattice, spare, near, lanes):
+def _blurred(lattice: Array, spare: Array, near: Array, lanes: tuple) -> Array:
     """The lattice after all directions, which lies in one of the two rooms."""
     width, half = len(lanes), np.float32(0.5)
     for direction in range(near.shape[0]):
@@ -500,10 +505,10 @@ def build_filter(features: np.ndarray, weight: float) -> Filter:
 
     Args:
         features: (d, H, W) float32, in standard deviations.
-        weight: Factor, 0 or more.
+        weight: factor, 0 or more.
 
     Raises:
-        WsssError: If the features have so wide a range that lattice points can't be numbered.
+        WsssError: if the features have so wide a range that lattice points can't be numbered.
     """
     d = len(features)
     corners = d + 1
@@ -553,7 +558,17 @@ def _room(points: np.ndarray, weights: np.ndarray, near: np.ndarray, width: int)
 
 
 @compiled
-def _softmax(scores, answers, ones, bounds, heard, lane, first, width, shares):
+def _softmax(
+    scores: Array,
+    answers: Array,
+    ones: Array,
+    bounds: Array,
+    heard: Array,
+    lane: Array,
+    first: bool,
+    width: int,
+    shares: Array,
+) -> None:
     """Shares of the labels, each reading's by themselves, in the places of the filters' answers.
 
     Args:
@@ -563,7 +578,7 @@ def _softmax(scores, answers, ones, bounds, heard, lane, first, width, shares):
         bounds: (R + 1,) the readings' channels.
         heard: (C,) bool: whether a channel's answer is a message to it.
         lane: (C,) where a channel begins in `answers`.
-        first: Whether there are no answers yet.
+        first: whether there are no answers yet.
         width: V.
         shares: (C, 16), flat: room.
     """
@@ -599,14 +614,25 @@ def _softmax(scores, answers, ones, bounds, heard, lane, first, width, shares):
 
 
 @compiled
-def _mean_field(scores, ones, bounds, heard, lane, state, iterations, one, two, lanes):
+def _mean_field(
+    scores: Array,
+    ones: Array,
+    bounds: Array,
+    heard: Array,
+    lane: Array,
+    state: Array,
+    iterations: int,
+    one: tuple,
+    two: tuple,
+    lanes: tuple,
+) -> None:
     """Marginals in the places of channels.
 
     Args:
-        scores, ones, bounds, heard, lane: As in `_softmax`.
+        scores, ones, bounds, heard, lane: as in `_softmax`.
         state: (groups, N * V): the marginals, in the end.
-        iterations: How many.
-        one, two, lanes: As in `_filter`.
+        iterations: how many.
+        one, two, lanes: as in `_filter`.
     """
     shares = np.empty(len(lane) * LANES, np.float32)
     flat = state.reshape(-1)
@@ -629,12 +655,12 @@ def mean_field(
     what they answer to ones.
 
     Args:
-        filters: Both pairwise terms.
+        filters: both pairwise terms.
         scores: (C, H, W) float32 for each reading: unary energy of its last label less that of
             each other label.
-        quiet: For each reading, whether its last channel takes part in the softmax but gets no
+        quiet: for each reading, whether its last channel takes part in the softmax but gets no
             message.
-        iterations: How many.
+        iterations: how many.
 
     Returns:
         (C, H, W) float32 marginals for each reading.
@@ -658,7 +684,7 @@ def mean_field(
         -1, tiles.shape[0] * SIDE, tiles.shape[1] * SIDE
     )
     pixels = pixels[:, :height, :length]
-    return [pixels[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [pixels[a:b] for a, b in pairwise(bounds)]
 
 
 def _to_tiles(maps: Sequence[np.ndarray]) -> np.ndarray:

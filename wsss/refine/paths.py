@@ -20,10 +20,10 @@ class PathIndex:
     because only one of each two opposite directions is listed.
 
     Attributes:
-        radius: Pairs are at a distance of less than this many cells.
+        radius: pairs are at a distance of less than this many cells.
         directions: (dy, dx) with dy >= 0, ordered by the length of their paths; this is the
             order of the channel "direction" everywhere.
-        paths: For each direction the offsets (y, x) of its path's cells from the source, both
+        paths: for each direction the offsets (y, x) of its path's cells from the source, both
             ends included, the destination first.
     """
 
@@ -40,7 +40,7 @@ class PathIndex:
         """(rows, columns) of the sources that have all their destinations inside a grid.
 
         Raises:
-            WsssError: If the grid is too small for the radius.
+            WsssError: if the grid is too small for the radius.
         """
         rows, columns = height - self.margin, width - 2 * self.margin
         if rows < 1 or columns < 1:
@@ -73,10 +73,10 @@ def path_index(radius: int) -> PathIndex:
     straight line between the ends is below 1.
 
     Args:
-        radius: In cells of the grid; 10 in training and 5 in the random walk as published.
+        radius: in cells of the grid; 10 in training and 5 in the random walk as published.
 
     Raises:
-        WsssError: If the radius is below 2, which leaves no pair.
+        WsssError: if the radius is below 2, which leaves no pair.
     """
     if radius < 2:
         raise WsssError(f"path radius {radius} leaves no pair of pixels; it must be 2 or more")

@@ -20,12 +20,12 @@ class WalkSettings:
     """The random walk and what goes around it.
 
     Attributes:
-        radius: Path radius, cells of the stride-4 grid.
-        beta: Exponent of the affinities.
+        radius: path radius, cells of the stride-4 grid.
+        beta: exponent of the affinities.
         log2_steps: t of the 2^t steps.
-        power: Exponent of maps with a background channel of their own (SIPE, CPAL).
-        power_constant: Exponent of maps without one (plain CAM; AMN takes 1.3).
-        background: Constant background of maps without one, after division by the maximum.
+        power: exponent of maps with a background channel of their own (SIPE, CPAL).
+        power_constant: exponent of maps without one (plain CAM; AMN takes 1.3).
+        background: constant background of maps without one, after division by the maximum.
     """
 
     radius: Annotated[int, Ge(2)] = 5
@@ -46,7 +46,7 @@ def pseudo_mask(
         classes: (K,) ids of the foreground channels.
         edge: ((H - 1) // 4 + 1, (W - 1) // 4 + 1) edge probabilities, on the maps' device.
         size: (H, W) of the image.
-        settings: Random walk, exponents, background.
+        settings: random walk, exponents, background.
 
     Returns:
         (H, W) uint8 class ids, on the CPU.

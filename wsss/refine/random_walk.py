@@ -58,16 +58,16 @@ def random_walk(
     Args:
         maps: (C, h, w) class maps, any number of channels, float.
         edge: (h, w) edge probabilities in [0, 1], on the same device.
-        radius: Path radius in cells of the grid.
-        beta: Exponent of the affinities.
+        radius: path radius in cells of the grid.
+        beta: exponent of the affinities.
         log2_steps: t of the 2^t steps.
-        tolerance: Largest error allowed, as a fraction of max|maps|.
+        tolerance: largest error allowed, as a fraction of max|maps|.
 
     Returns:
         (C, h, w) in the maps' dtype. Every value is a weighted mean of the channel's input.
 
     Raises:
-        WsssError: If the shapes disagree or an edge is outside [0, 1] or not a number.
+        WsssError: if the shapes disagree or an edge is outside [0, 1] or not a number.
     """
     if maps.ndim != 3 or maps.shape[-2:] != edge.shape:
         raise WsssError(
@@ -92,7 +92,7 @@ def propagate(
         weights: of the pairs, in [0, 1], double precision, on the same device; a pixel's weight
             with itself is 1, a pair that is in none has 0.
         log2_steps: t of the 2^t steps.
-        tolerance: Largest error allowed, as a fraction of max|maps|.
+        tolerance: largest error allowed, as a fraction of max|maps|.
 
     Returns:
         (C, h, w) in the maps' dtype. Every value is a weighted mean of the channel's input.
@@ -121,8 +121,8 @@ def affinity_weights(edge: Tensor, radius: int, beta: float) -> PairWeights:
 
     Args:
         edge: (h, w) edge probabilities.
-        radius: Path radius.
-        beta: Exponent.
+        radius: path radius.
+        beta: exponent.
 
     Returns:
         The weights; directions that leave the grid are absent.
@@ -163,7 +163,7 @@ def chebyshev_power(exponent: int, tolerance: float) -> list[float]:
 
     Args:
         exponent: 1 or more.
-        tolerance: Largest sum of the coefficients that are left out.
+        tolerance: largest sum of the coefficients that are left out.
 
     Returns:
         c_0 .. c_K; every second one is zero.
@@ -183,7 +183,7 @@ def _polynomial(rows: Any, product: Callable[[Any], Any], coefficients: list[flo
 
     Args:
         rows: (C, n) array or tensor.
-        product: Multiplies (C, n) by the symmetric S, giving a new one of the same type.
+        product: multiplies (C, n) by the symmetric S, giving a new one of the same type.
         coefficients: c_0 .. c_K.
     """
     result = coefficients[0] * rows

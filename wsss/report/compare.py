@@ -80,7 +80,7 @@ class Pair:
         first: title of the earlier one.
         second: title of the later one.
         whole: mIoU.
-        classes: IoU of each class.
+        classes: ioU of each class.
         reason: why there is no interval over images; empty if there is one.
     """
 
@@ -322,15 +322,15 @@ def draw_differences(found: Sequence[Pair], path: Path) -> Path:
         axis = made.subplots()
         axis.axvline(0, color="0.6", lw=0.8)
         for shift, color, what in ((-0.12, "C0", "seeds"), (0.12, "C1", "images")):
-            labelled = False
+            labeled = False
             for place, pair in enumerate(found):
                 interval = pair.whole.seeds if what == "seeds" else pair.whole.images
                 if interval is None or math.isnan(interval.low):
                     continue
-                label = None if labelled else f"95 % over {what}"
+                label = None if labeled else f"95 % over {what}"
                 bounds, line = [interval.low, interval.high], [place + shift] * 2
                 axis.plot(bounds, line, "|-", color=color, label=label)
-                labelled = True
+                labeled = True
         for place, pair in enumerate(found):
             gaps = pair.whole.differences
             axis.plot(gaps, [place] * len(gaps), ".", color="0.5", ms=4)

@@ -30,7 +30,7 @@ def check_archive(competition: str, file_format: str) -> None:
     """Check the keys before long work begins.
 
     Raises:
-        WsssError: If one has an unknown value.
+        WsssError: if one has an unknown value.
     """
     if competition not in COMPETITIONS:
         raise WsssError(
@@ -47,7 +47,7 @@ def checked_png(path: Path, num_labels: int) -> bytes:
     """The bytes of a label map that the server will take.
 
     Raises:
-        WsssError: If it is no palette PNG or holds a label that is no class.
+        WsssError: if it is no palette PNG or holds a label that is no class.
     """
     try:
         with Image.open(path) as file:
@@ -73,16 +73,16 @@ def write_archive(
     """Pack label maps; the same label maps give the same bytes.
 
     Args:
-        path: File to write.
-        masks: Folder of palette PNGs, NAME.png.
-        names: Images of the split, in any order.
-        split: Name of the split, `test`.
-        num_labels: Labels, background included; others are refused.
+        path: file to write.
+        masks: folder of palette PNGs, NAME.png.
+        names: images of the split, in any order.
+        split: name of the split, `test`.
+        num_labels: labels, background included; others are refused.
         competition: comp5 or comp6.
         file_format: tar.gz or zip.
 
     Raises:
-        WsssError: If a key is unknown, or a label map is missing or not as the server wants it.
+        WsssError: if a key is unknown, or a label map is missing or not as the server wants it.
     """
     check_archive(competition, file_format)
     folder = archive_folder(competition, split)

@@ -24,16 +24,16 @@ class SegmentationNetwork(nn.Module):
     Several scales are brought together outside (`wsss.segmentation.multi_scale`).
 
     Attributes:
-        num_classes: Channels of the logits, background included (21 for VOC).
-        output_stride: Pixels of the image per cell of the logits.
-        mean: Channel means, RGB, that images in [0, 1] are normalized with.
-        std: Their standard deviations.
-        fixed_norms: Whether batch normalization is frozen: stored statistics in training, too, and
+        num_classes: channels of the logits, background included (21 for VOC).
+        output_stride: pixels of the image per cell of the logits.
+        mean: channel means, RGB, that images in [0, 1] are normalized with.
+        std: their standard deviations.
+        fixed_norms: whether batch normalization is frozen: stored statistics in training, too, and
             no gradient for its weights.
-        initial_weights: What the weights were trained for before: `none`, `imagenet`, `coco`, or
+        initial_weights: what the weights were trained for before: `none`, `imagenet`, `coco`, or
             the name of a file.
-        head: What the names of the head's parameters begin with.
-        ignore: What names in files of weights begin with that this network has no use for.
+        head: what the names of the head's parameters begin with.
+        ignore: what names in files of weights begin with that this network has no use for.
     """
 
     num_classes: int
@@ -53,8 +53,8 @@ class SegmentationNetwork(nn.Module):
         """All that learns, in groups for an optimizer.
 
         Args:
-            lr: Rate of the body.
-            weight_decay: Its weight decay.
+            lr: rate of the body.
+            weight_decay: its weight decay.
 
         Returns:
             Dictionaries with `params`, `lr`, `weight_decay` and `name`; frozen parameters are in
@@ -97,7 +97,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Weights of a file by name, without what a wrapper put before the names.
 
     Raises:
-        WsssError: The file is missing or holds no weights.
+        WsssError: the file is missing or holds no weights.
     """
     if Path(path).suffix == ".params":
         raise WsssError(
@@ -127,15 +127,15 @@ def fill(network: SegmentationNetwork, state: dict[str, Tensor], source: str) ->
     then stays as it was initialized.
 
     Args:
-        network: The network to fill.
-        state: Tensors by name, as `read_weights` gives them.
-        source: What to call the file in a message.
+        network: the network to fill.
+        state: tensors by name, as `read_weights` gives them.
+        source: what to call the file in a message.
 
     Returns:
         Whether the head was filled, too.
 
     Raises:
-        WsssError: Tensors of the body are missing, unknown or of another shape.
+        WsssError: tensors of the body are missing, unknown or of another shape.
     """
     own = network.state_dict()
     head = [n for n in own if n.startswith(network.head)]

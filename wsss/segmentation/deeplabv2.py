@@ -26,9 +26,9 @@ class ASPP(nn.Module):
     """The sum of 3x3 convolutions with different dilation, one for each rate.
 
     Args:
-        inputs: Channels of the features.
-        num_classes: Channels of the logits.
-        rates: Dilation of each convolution, in cells.
+        inputs: channels of the features.
+        num_classes: channels of the logits.
+        rates: dilation of each convolution, in cells.
     """
 
     def __init__(self, inputs: int, num_classes: int, rates: Sequence[int] = RATES) -> None:
@@ -78,12 +78,12 @@ class DeepLabV2(SegmentationNetwork):
 class DeepLabV2MSRA(DeepLabV2):
     """DeepLabV2 on MSRA's ResNet-101, as most papers train it: 44,048,532 parameters at 21 classes.
 
-    Its weights were made for BGR images in 0 to 255 less a mean colour. Here `mean` and `std` say
+    Its weights were made for BGR images in 0 to 255 less a mean color. Here `mean` and `std` say
     so of RGB images in 0 to 1, and the network swaps the channels itself.
 
     Args:
-        num_classes: Channels of the logits, background included.
-        rates: Dilations of the ASPP.
+        num_classes: channels of the logits, background included.
+        rates: dilations of the ASPP.
     """
 
     output_stride = 8
@@ -116,8 +116,8 @@ class DeepLabV2Torchvision(DeepLabV2):
     body are torchvision's.
 
     Args:
-        num_classes: Channels of the logits, background included.
-        rates: Dilations of the ASPP.
+        num_classes: channels of the logits, background included.
+        rates: dilations of the ASPP.
     """
 
     output_stride = 8
@@ -152,9 +152,9 @@ class DeepLabV2Backbone(DeepLabV2):
     takes the statistics of the batch.
 
     Args:
-        num_classes: Channels of the logits, background included.
-        backbone: Gives the features.
-        rates: Dilations of the ASPP, in cells; None: as many pixels as in the original.
+        num_classes: channels of the logits, background included.
+        backbone: gives the features.
+        rates: dilations of the ASPP, in cells; None: as many pixels as in the original.
     """
 
     def __init__(
@@ -191,21 +191,21 @@ def build_network(
     """A segmentation network by name, with its initial weights.
 
     Args:
-        name: One of
+        name: one of
             `resnet101_msra`: DeepLabV2 on MSRA's ResNet-101, names as in deeplab-pytorch;
             `resnet101_torchvision`: DeepLabV2 on torchvision's;
             `resnet38d`: ResNet38d with a head of large field of view, names as in PSA;
             `backbone`: DeepLabV2's head on the given `backbone`.
-        num_classes: Background included (21 for VOC).
-        weights: A file; None: start from nothing, or for `backbone` from the backbone's own; or,
+        num_classes: background included (21 for VOC).
+        weights: a file; None: start from nothing, or for `backbone` from the backbone's own; or,
             for `resnet101_torchvision`, `imagenet`: torchvision's V1 weights, downloaded. A head
             in the file is taken where it has these classes, else passed over.
-        backbone: For `backbone` only.
+        backbone: for `backbone` only.
         **options: `rates`, the dilations of the ASPP; `trained_on`, what the weights were trained
             for before ("imagenet", "coco"), which nothing in a file tells and a report must.
 
     Raises:
-        WsssError: Unknown name or option, or weights that can't be read or don't fit.
+        WsssError: unknown name or option, or weights that can't be read or don't fit.
     """
     if name not in NAMES:
         raise WsssError(f"{KEY}.name={name}: choose {', '.join(NAMES)}")

@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,9 @@ class ExportedSegmenter(nn.Module):
     """From a photograph to logits at its size: what is exported.
 
     Args:
-        network: The trained network with its scales.
-        mean: Mean per RGB channel in [0, 1].
-        std: Standard deviation per RGB channel in [0, 1].
+        network: the trained network with its scales.
+        mean: mean per RGB channel in [0, 1].
+        std: standard deviation per RGB channel in [0, 1].
     """
 
     mean: Tensor
@@ -63,7 +63,7 @@ def check_format(file_format: str) -> None:
     """Check that a format can be written here.
 
     Raises:
-        WsssError: If it is unknown, or its packages are not installed.
+        WsssError: if it is unknown, or its packages are not installed.
     """
     if file_format not in FORMATS:
         raise WsssError(f"segmentation.export.format={file_format}: choose {' or '.join(FORMATS)}")
@@ -97,12 +97,12 @@ def export(program: ExportedSegmenter, path: Path, file_format: str = "torch") -
     """Write the network for images of any height and width.
 
     Args:
-        program: What to export; it is not changed.
-        path: File to write.
+        program: what to export; it is not changed.
+        path: file to write.
         file_format: torch (a program of torch.export) or onnx.
 
     Raises:
-        WsssError: If the network can't be exported.
+        WsssError: if the network can't be exported.
     """
     check_format(file_format)
     program = copy.deepcopy(program).to("cpu", torch.float32).eval().requires_grad_(False)
@@ -137,7 +137,7 @@ def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
     """An exported file as a function from images (1, 3, H, W) in 0..1 to logits (1, C, H, W).
 
     Raises:
-        WsssError: If the file can't be read, or is ONNX and onnxruntime is not installed.
+        WsssError: if the file can't be read, or is ONNX and onnxruntime is not installed.
     """
     if path.suffix == ".pt2":
         try:
@@ -157,9 +157,9 @@ def disagreement(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> fl
     """Share of pixels whose best class differs although it is not a near tie.
 
     Args:
-        expected: Logits (1, C, H, W).
-        found: Logits of the same shape.
-        tolerance: A pixel is a near tie when its two best logits differ by less than this share of
+        expected: logits (1, C, H, W).
+        found: logits of the same shape.
+        tolerance: a pixel is a near tie when its two best logits differ by less than this share of
             the highest absolute logit: sums in another order may then turn it.
     """
     if expected.shape != found.shape:
@@ -172,7 +172,7 @@ def disagreement(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> fl
 
 
 @contextlib.contextmanager
-def _quiet():  # noqa: ANN202
+def _quiet() -> Iterator[None]:
     """Without the exporter's notices, which tell a user nothing about this network."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]

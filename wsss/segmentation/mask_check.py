@@ -49,10 +49,10 @@ class MaskCounts:
     """What the pseudo masks of a training hold.
 
     Attributes:
-        pixels: Pixels by label, (256,) int64; 255 ignored.
-        images: Images in which the label occurs, (256,) int64.
-        bare: Images that are ignored as a whole.
-        total: Number of images.
+        pixels: pixels by label, (256,) int64; 255 ignored.
+        images: images in which the label occurs, (256,) int64.
+        bare: images that are ignored as a whole.
+        total: number of images.
     """
 
     pixels: np.ndarray
@@ -75,7 +75,7 @@ class MaskCounts:
         lines = []
         if self.background > limit:
             lines.append(
-                f"{100 * self.background:.1f} % of the pseudo masks' labelled pixels are "
+                f"{100 * self.background:.1f} % of the pseudo masks' labeled pixels are "
                 f"background: the network may learn nothing else; look at the masks"
             )
         if self.ignored > limit:
@@ -108,14 +108,14 @@ def check_masks(
     """Read every pseudo mask once, before anything is trained on them.
 
     Args:
-        image_set: Gives photographs and the number of classes.
-        names: The images.
-        masks: Folder with NAME.png.
-        way_out: What to do about faulty masks, for the message.
-        workers: Number of processes; -1: one per core.
+        image_set: gives photographs and the number of classes.
+        names: the images.
+        masks: folder with NAME.png.
+        way_out: what to do about faulty masks, for the message.
+        workers: number of processes; -1: one per core.
 
     Raises:
-        WsssError: If masks are missing, broken, of another size than their photograph or hold
+        WsssError: if masks are missing, broken, of another size than their photograph or hold
             labels that are no class, or all are ignored everywhere; all are counted, the first
             named.
     """

@@ -21,10 +21,10 @@ def poly_factor(step: int, total: int, power: float, every: int) -> float:
     """Factor of the learning rate after `step` optimizer steps: (1 - step / total) ^ power.
 
     Args:
-        step: Steps already made.
-        total: Steps of the whole training.
+        step: steps already made.
+        total: steps of the whole training.
         power: 0.9 as published.
-        every: The factor is brought up to date only after each so many steps: deeplab-pytorch has
+        every: the factor is brought up to date only after each so many steps: deeplab-pytorch has
             10, so that its first ten steps have the full rate.
     """
     step = min(step // every * every, total)
@@ -77,7 +77,7 @@ class Segmenter(pl.LightningModule):
         """All logits that are trained, float32, by name: of each scale, and of several the maximum.
 
         Args:
-            images: Normalized (B, 3, H, W).
+            images: normalized (B, 3, H, W).
         """
         logits = multi_scale_logits(self.network, images, self.scales)
         named = {f"x{scale:g}": each for scale, each in zip(self.scales, logits, strict=True)}
@@ -87,7 +87,7 @@ class Segmenter(pl.LightningModule):
         """The network's answer, float32 (B, C, h, w): the maximum over its scales.
 
         Args:
-            images: Normalized (B, 3, H, W).
+            images: normalized (B, 3, H, W).
         """
         return maximum(multi_scale_logits(self.network, images, self.scales, self.for_export))
 

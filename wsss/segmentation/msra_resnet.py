@@ -19,12 +19,12 @@ class ConvBN(nn.Module):
     """Convolution without bias, batch normalization, and ReLU if wanted.
 
     Args:
-        inputs: Input channels.
-        outputs: Output channels.
-        kernel: Side of the kernel.
-        stride: Stride.
-        dilation: Dilation; the padding keeps the size.
-        relu: Whether a ReLU follows.
+        inputs: input channels.
+        outputs: output channels.
+        kernel: side of the kernel.
+        stride: stride.
+        dilation: dilation; the padding keeps the size.
+        relu: whether a ReLU follows.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Bottleneck(nn.Module):
     """1x1 with the stride, 3x3 with the dilation, 1x1; the sum with the shortcut; ReLU.
 
     Args:
-        inputs: Input channels.
-        outputs: Output channels; a quarter of them inside.
-        stride: Stride of the first convolution.
-        dilation: Dilation of the 3x3 convolution.
-        project: Whether the shortcut is a 1x1 convolution and not the input itself.
+        inputs: input channels.
+        outputs: output channels; a quarter of them inside.
+        stride: stride of the first convolution.
+        dilation: dilation of the 3x3 convolution.
+        project: whether the shortcut is a 1x1 convolution and not the input itself.
     """
 
     def __init__(

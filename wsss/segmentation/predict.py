@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wsss.data.masks import write_mask
 from wsss.maps.functional import resize_maps
-from wsss.refine.crf import CrfSettings, crf_from_probabilities
+from wsss.refine.crf import CrfSettings, crf_from_probabilities, prepare_crf
 from wsss.run.pool import process_pool
 from wsss.segmentation.settings import EvalSettings
 
@@ -26,9 +26,9 @@ def class_probabilities(logits: Logits, image: Tensor, test: EvalSettings) -> Te
     """Class probabilities of one photograph, over all scales and its mirror image.
 
     Args:
-        logits: The network.
+        logits: the network.
         image: (3, H, W) float32, normalized.
-        test: Scales, mirror, fusion.
+        test: scales, mirror, fusion.
 
     Returns:
         (C, H, W) float32: for each scale, logits enlarged to the photograph's size, then softmax;
@@ -85,7 +85,7 @@ def refined_labels(
         picture: (H, W, 3) uint8 RGB. (deeplab-pytorch gives the CRF a mean-subtracted BGR picture
             whose negative values wrap around; here it sees the photograph.)
         probabilities: (C, h, w) float32; enlarged to the photograph's size where smaller.
-        settings: Pairwise terms.
+        settings: pairwise terms.
 
     Returns:
         (H, W) uint8.
@@ -110,8 +110,8 @@ class CrfQueue:
     depend on the number of processes.
 
     Args:
-        settings: Pairwise terms.
-        workers: Number of processes; below 2 the CRF runs in this one.
+        settings: pairwise terms.
+        workers: number of processes; below 2 the CRF runs in this one.
     """
 
     def __init__(self, settings: CrfSettings, workers: int) -> None:
@@ -121,6 +121,7 @@ class CrfQueue:
         self.stack = ExitStack()
 
     def __enter__(self) -> CrfQueue:
+        prepare_crf(self.settings)
         if self.workers > 1:
             self.pool = self.stack.enter_context(process_pool(self.workers))
         return self
@@ -136,7 +137,7 @@ class CrfQueue:
         """Refine one photograph and write its label map; waits while the queue is full.
 
         Raises:
-            WsssError: What an earlier one ended with.
+            WsssError: what an earlier one ended with.
         """
         if self.pool is None:
             _refine_file(path, picture, probabilities, self.settings)
@@ -157,12 +158,12 @@ class Predictor(pl.LightningModule):
     """Runs the network over whole photographs; each one's label map is written at once.
 
     Args:
-        network: Has `logits(images)`.
-        test: Scales, mirror, fusion.
-        masks: Folder of the label maps, NAME.png.
-        crf: Refines them into `refined`; None: not.
-        refined: Folder of the refined label maps.
-        after: Called with sample and label map before the label map is written.
+        network: has `logits(images)`.
+        test: scales, mirror, fusion.
+        masks: folder of the label maps, NAME.png.
+        crf: refines them into `refined`; None: not.
+        refined: folder of the refined label maps.
+        after: called with sample and label map before the label map is written.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class ResNet38d(ResNet38Body, SegmentationNetwork):
     classes, 105,070,912 of them in the body. Images are RGB with ImageNet's mean and deviation.
 
     Args:
-        num_classes: Channels of the logits, background included.
+        num_classes: channels of the logits, background included.
     """
 
     head = ("fc8_seg_",)

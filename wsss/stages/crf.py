@@ -26,7 +26,7 @@ from wsss.evaluation.scoring import (
 )
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
-from wsss.refine.crf import crf_from_probabilities, seed_probabilities
+from wsss.refine.crf import crf_from_probabilities, prepare_crf, seed_probabilities
 from wsss.run.pool import parallel
 from wsss.show.sheets import mask_column, seed_column, truth_column
 
@@ -72,7 +72,10 @@ def run(s: Settings) -> Result:
         return job.result()
     masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
     refine = RefineSeeds(image_set, source, job.path, options)
-    parallel(refine, still_missing(names, (masks, ".png")), "crf", workers)
+    missing = still_missing(names, (masks, ".png"))
+    if missing:
+        prepare_crf(options)
+    parallel(refine, missing, "crf", workers)
     scored = scored_names(image_set, s.data.eval_split, names)
     facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
     columns = {
@@ -85,9 +88,11 @@ def run(s: Settings) -> Result:
             "seed": SeedScore(image_set, source, options.constant),
             "crf": MaskScore(image_set, label_folder(job.path)),
         }
-        rows = job.scores(scores, scored, "crf", workers, image_labels_known=True)
+        about = {"split": s.data.eval_split, "image_labels_known": True}
+        rows = job.scores(scores, scored, "crf", workers, **about)
         facts |= {"seed_miou": rows["seed"]["miou"], "miou": rows["crf"]["miou"]}
-        text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f}, "
+        text = f"mIoU {facts['seed_miou']:.2f} -> {facts['miou']:.2f} on "
+        text += f"{len(scored)} images of {s.data.eval_split}; "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
     facts["class_names"] = list(image_set.classes)

@@ -10,8 +10,9 @@ from wsss.build.identity import masks_of
 from wsss.build.job import METRICS, Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings, plain
+from wsss.build.sources import map_source
 from wsss.evaluation.scoring import SeedScore
-from wsss.maps.files import MAPS, MapSource
+from wsss.maps.files import MapSource
 from wsss.run.folder import require
 from wsss.run.process import say
 from wsss.show.sheets import Drawing, map_column, seed_column, truth_column
@@ -37,16 +38,17 @@ def seed_table(kinds: dict[str, Any], main: str) -> str:
 def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
     image_set = build_image_set(s)
-    made = require(s.folder("make_cam"), "make_cam", "eval_cam", image_set.classes)
+    source = map_source(s, "eval_cam", image_set.classes)
+    made = require(s.folder("make_cam"), "make_cam", "eval_cam")
     image_set.check(s.data.eval_split, need_masks=True)
     options = {k: v for k, v in plain(s.eval_cam).items() if k not in ("workers", "pictures")}
-    identity = {"eval_cam": options, "eval_split": s.data.eval_split}
+    identity = {"eval_cam": options, "eval_split": s.data.eval_split, "kind": source.kind}
     inputs = {"make_cam": made["hash"], **masks_of(s, image_set, s.data.eval_split)}
     job = Job(s, "eval_cam", identity, inputs, needs=lambda path: [path / METRICS])
     if job.finished or not job.main:
         return job.result()
     names = image_set.names(s.data.eval_split)
-    maps, main = s.folder("make_cam") / MAPS, list(made["kinds"])[-1]
+    maps, main = source.folder, source.kind
     thresholds = tuple(threshold_grid(*s.eval_cam.thresholds).tolist())
     scores = {
         kind: SeedScore(
@@ -59,6 +61,7 @@ def run(s: Settings) -> Result:
         names,
         main,
         s.eval_cam.workers,
+        split=s.data.eval_split,
         image_labels_known=True,
         tuned_on_masks=["miou_best_threshold", "best_threshold"],
     )
@@ -72,7 +75,7 @@ def run(s: Settings) -> Result:
     say(seed_table(kinds, main))
     return job.close(
         f"mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at the best "
-        f"threshold (tuned on these masks), {len(names)} images in {{time}}",
+        f"threshold (tuned on these masks), {len(names)} images of {s.data.eval_split} in {{time}}",
         sheet or job.path,
         miou=result["miou"],
         images=len(names),

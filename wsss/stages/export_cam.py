@@ -1,4 +1,4 @@
-"""Write class maps as IRN's, AMN's or SIPE's .npy files (refine.npy_format)."""
+"""Write class maps as IRN's, AMN's, MCTformer's or SIPE's .npy files (refine.npy_format)."""
 
 from __future__ import annotations
 
@@ -33,4 +33,6 @@ def run(s: Settings) -> Result:
     files = job.path / "npy"
     for name in track(still_missing(names, (files, ".npy")), "export_cam"):
         write_npy_maps(files / f"{name}.npy", source.read(name), source.kind, s.refine.npy_format)
-    return job.close(f"{len(names)} images in {{time}}", files, images=len(names))
+    stride = s.make_cam.stride
+    form = "" if stride == 1 else f", enlarged from stride {stride} (make_cam.stride=1: not)"
+    return job.close(f"{len(names)} images in {{time}}{form}", files, images=len(names))

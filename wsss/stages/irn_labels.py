@@ -18,6 +18,7 @@ from wsss.data.photographs import load_image
 from wsss.evaluation.scoring import scored_names
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
+from wsss.refine.crf import CrfSettings, prepare_crf
 from wsss.refine.labels import LabelSettings, confident_labels
 from wsss.run.pool import parallel
 from wsss.show.sheets import Drawing, mask_column, truth_column
@@ -64,7 +65,7 @@ class Shares:
 
 
 def run(s: Settings) -> Result:
-    """Label what is not labelled yet."""
+    """Label what is not labeled yet."""
     image_set = build_image_set(s)
     source = map_source(s, "irn_labels", image_set.classes)
     names = image_set.names(s.data.infer_split)
@@ -79,7 +80,10 @@ def run(s: Settings) -> Result:
         return job.result()
     labels, workers = job.path / LABELS, s.refine.workers
     work = MakeLabels(image_set, source, labels, s.refine.labels)
-    parallel(work, still_missing(names, (labels, ".png")), "irn_labels", workers)
+    missing = still_missing(names, (labels, ".png"))
+    if missing:
+        prepare_crf(s.refine.labels.crf or CrfSettings())
+    parallel(work, missing, "irn_labels", workers)
     scored = scored_names(image_set, s.data.eval_split, names)
     shares = Shares(image_set, labels, frozenset(scored))
     pixels, foreground, unsure, known, right = np.sum(

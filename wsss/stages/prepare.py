@@ -86,20 +86,20 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 
 def class_lines(report: Mapping[str, Any]) -> list[str]:
     """Images with 1, 2, ... labels and images per class, of every split that has labels."""
-    labelled = {s: e for s, e in report["splits"].items() if "images_per_class" in e}
+    labeled = {s: e for s, e in report["splits"].items() if "images_per_class" in e}
     lines = []
-    for split, entry in labelled.items():
+    for split, entry in labeled.items():
         counts = entry["labels_per_image"]["images"]
         text = ", ".join(f"{images} with {labels}" for labels, images in counts.items())
         lines.append(f"labels of an image in {split}: {text}")
-    if not labelled:
+    if not labeled:
         return lines
     cells = [
-        f"{name} {' / '.join(str(e['images_per_class'][name]) for e in labelled.values())}"
+        f"{name} {' / '.join(str(e['images_per_class'][name]) for e in labeled.values())}"
         for name in report["classes"]
     ]
     width = max(len(cell) for cell in cells) + 2
-    lines.append(f"images of a class in {' / '.join(labelled)}:")
+    lines.append(f"images of a class in {' / '.join(labeled)}:")
     for i in range(0, len(cells), CLASSES_IN_A_LINE):
         row = "".join(f"{cell:<{width}}" for cell in cells[i : i + CLASSES_IN_A_LINE])
         lines.append(f"  {row.rstrip()}")

@@ -17,6 +17,7 @@ from wsss.data.photographs import load_image
 from wsss.evaluation.scoring import scored_names
 from wsss.maps.files import ClassMaps, MapSource, read_class_maps, write_class_maps
 from wsss.maps.fuse import enlarge
+from wsss.refine.crf import prepare_crf
 from wsss.refine.psa import READINGS, PSALabelSettings, posteriors
 from wsss.run.pool import parallel
 from wsss.show.overlays import label_overlay
@@ -87,7 +88,10 @@ def run(s: Settings) -> Result:
         return job.result()
     folder, workers = job.path / POSTERIORS, s.refine.workers
     work = MakePosteriors(image_set, source, folder, s.refine.psa_labels)
-    parallel(work, still_missing(names, (folder, ".npz")), "psa_labels", workers)
+    missing = still_missing(names, (folder, ".npz"))
+    if missing:
+        prepare_crf(s.refine.psa_labels.crf)
+    parallel(work, missing, "psa_labels", workers)
     pixels, *foreground = np.sum(
         parallel(Shares(folder), names, "psa_labels: shares", workers), axis=0
     ).tolist()

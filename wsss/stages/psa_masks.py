@@ -87,10 +87,11 @@ def run(s: Settings) -> Result:
     if scored:
         scores = scores_of(s, image_set, source, masks, "psa_masks")
         workers = s.refine.workers
-        rows = job.scores(scores, scored, "psa_masks", workers, image_labels_known=True)
+        about = {"split": s.data.eval_split, "image_labels_known": True}
+        rows = job.scores(scores, scored, "psa_masks", workers, **about)
         facts["miou"] = rows["psa_masks"]["miou"]
         shown = ", ".join(f"{row} {one['miou']:.2f}" for row, one in rows.items())
-        text = f"mIoU {shown}; "
+        text = f"mIoU {shown} on {len(scored)} images of {s.data.eval_split}; "
         columns["truth"] = truth_column(image_set)
     job.sheet(image_set, scored or names, s.refine.pictures, columns)
     facts["class_names"] = list(image_set.classes)

@@ -40,9 +40,9 @@ def prediction_identity(s: Settings) -> dict[str, Any]:
 
 def why_unscored(image_set: ImageSet, names: list[str], split: str) -> str | None:
     """Why there is no score, or None if every image has a mask."""
-    bare = [] if split in image_set.unlabelled_splits else names
+    bare = [] if split in image_set.unlabeled_splits else names
     bare = [name for name in bare if not image_set.has_mask(name)]
-    if split in image_set.unlabelled_splits or len(bare) == len(names):
+    if split in image_set.unlabeled_splits or len(bare) == len(names):
         return f"split '{split}' has no masks"
     if bare:
         return f"{len(bare)} of {len(names)} images of split '{split}' have no mask ({bare[0]})"

@@ -78,7 +78,7 @@ def test_a_checkpoint_computes_what_it_did(released: Released, tmp_path: Path) -
     path = tmp_path / "res50_amn.pth.pth"
     torch.save(released.state_dict(), path)
     made = AMN(AMNSettings(), CLASSES, ResNet(50)).eval()
-    made.load_state_dict(of_host(read_checkpoint(path)))
+    made.load_state_dict(of_host(read_checkpoint(path)[0]))
     image, label = torch.randn(1, 3, 64, 48), torch.tensor([[1.0, 0, 0, 1]])
     with torch.no_grad():
         expected, found = released(image, label), made(image, label).extra["logits"]
@@ -131,7 +131,7 @@ def test_names_of_parallel_training_and_of_old_versions_are_understood(
     old = {f"module.{k}": v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "a.pth")
     torch.save(state, tmp_path / "b.pth")
-    found, expected = read_checkpoint(tmp_path / "a.pth"), read_checkpoint(tmp_path / "b.pth")
+    found, expected = (read_checkpoint(tmp_path / name)[0] for name in ("a.pth", "b.pth"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -157,7 +157,7 @@ def test_scales_are_summed_and_stretched_from_0_to_1() -> None:
         for i in range(4):
             for j in range(6):
                 total[i, j] = float(scales[0][n, i, j])
-                # a grid of half the size: its cell centres lie at 0.5, 2.5, ... of the fine one
+                # a grid of half the size: its cell centers lie at 0.5, 2.5, ... of the fine one
                 y, x = (min(max((p + 0.5) / 2 - 0.5, 0), n) for p, n in ((i, 1), (j, 2)))
                 for a in (0, 1):
                     for b in (0, 1):

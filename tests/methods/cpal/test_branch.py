@@ -22,7 +22,7 @@ LABEL = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]])
 def make_branch(**options) -> CPAL:
     torch.manual_seed(0)
     bank = {"size": 20, "clusters": 4, **options.pop("bank", {})}
-    options = {"projection_dim": DIM, "side_channels": (3, 4), "neighbours": 2, **options}
+    options = {"projection_dim": DIM, "side_channels": (3, 4), "neighbors": 2, **options}
     return CPAL(resolve(CPALSettings, {**options, "bank": bank}, "method"), CHANNELS, N)
 
 
@@ -96,7 +96,7 @@ def slow_response(options, z, anchor, candidates, shift) -> np.ndarray:
     """Eq. 6, 7 and 13 for one image and class, (h, w), not normalized."""
     moved = z + shift[:, None, None] if options.alignment in ("pixel", "both") else z
     query = anchor + shift if options.alignment in ("anchor", "both") else anchor
-    count = len(candidates) if options.neighbours == "all" else options.neighbours
+    count = len(candidates) if options.neighbors == "all" else options.neighbors
     nearest = sorted(candidates, key=lambda p: -cosine(query, p))[:count]
     weight = [1.0] * len(nearest)
     if options.positiveness:
@@ -191,9 +191,9 @@ OPTIONS = [
     {"anchor": "seeds", "seed_attenuation": 0.6},
     {"prototypes": "mean"},
     {"prototypes": "anchor"},
-    {"own_prototype": True, "neighbours": "all"},
+    {"own_prototype": True, "neighbors": "all"},
     {"own_prototype": True, "prototypes": "mean"},
-    {"neighbours": 1},
+    {"neighbors": 1},
     {"positiveness": False},
     {"similarity": "cosine"},
     {"similarity": "l1"},
@@ -478,8 +478,8 @@ def test_class_maps_of_another_grid_are_resized(batch):
         ({"alignment": "sideways"}, "method.alignment=sideways"),
         ({"test": {"alignment": "pixel"}}, "method.test.alignment=pixel"),
         ({"similarity": "l3"}, "method.similarity=l3"),
-        ({"neighbours": 0}, "method.neighbours=0"),
-        ({"neighbours": "many"}, "method.neighbours=many"),
+        ({"neighbors": 0}, "method.neighbors=0"),
+        ({"neighbors": "many"}, "method.neighbors=many"),
         ({"tau": 1.0}, "method.tau=1.0"),
         ({"gamma": 0.0}, "method.gamma=0.0"),
         ({"features": "hierarchical", "side_channels": (1, 2, 3)}, "method.side_channels"),

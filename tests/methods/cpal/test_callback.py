@@ -57,7 +57,7 @@ def test_two_processes_hold_the_bank_and_clusters_of_one(tmp_path):
 
 
 class ToyImages(Dataset):
-    """Images with a bright square whose colour is the class."""
+    """Images with a bright square whose color is the class."""
 
     def __getitem__(self, key):
         epoch, index = key
@@ -84,7 +84,7 @@ class ToyHost(pl.LightningModule):
         self.body = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4, padding=2), nn.ReLU())
         self.classify = nn.Conv2d(8, N, 1, bias=False)
         bank = BankSettings(size=9, clusters=3)
-        self.branch = CPAL(CPALSettings(projection_dim=6, neighbours=2, bank=bank), (8,), N)
+        self.branch = CPAL(CPALSettings(projection_dim=6, neighbors=2, bank=bank), (8,), N)
         self.losses = []
 
     def configure_callbacks(self):

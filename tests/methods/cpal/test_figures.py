@@ -34,7 +34,7 @@ N, DIM, GRID = 3, 8, (6, 8)
 def make_branch(filled: bool = True, **options) -> CPAL:
     torch.manual_seed(0)
     bank = {"size": 12, "clusters": 3}
-    options = {"projection_dim": DIM, "neighbours": 2, "bank": bank, **options}
+    options = {"projection_dim": DIM, "neighbors": 2, "bank": bank, **options}
     branch = CPAL(resolve(CPALSettings, options, "method"), (4, 7), N).eval()
     if filled:
         index = torch.arange(N).repeat(10)
@@ -138,7 +138,7 @@ def test_components_are_added_one_by_one_and_the_branch_stays_as_it_was() -> Non
     given = (one.z, one.structure, one.cam, one.label[None])
     with torch.no_grad():
         for title, changed in (
-            ("context prototypes", {"neighbours": "all", "positiveness": False}),
+            ("context prototypes", {"neighbors": "all", "positiveness": False}),
             ("+ prototype-aware", {}),
             ("+ alignment", {"test": {"alignment": "batch"}}),
         ):

@@ -19,7 +19,7 @@ from wsss.methods.cpal.functional import (
     prototype_aware_cam,
     self_supervision_loss,
     similarity,
-    soft_neighbours,
+    soft_neighbors,
 )
 
 P, D, L, K = 5, 6, 12, 7
@@ -95,9 +95,9 @@ def test_shifted_features_have_the_mean_of_the_bank():
 
 
 @pytest.mark.parametrize("number", [1, 3, K, None])
-def test_neighbours_are_those_of_highest_cosine(pairs, number):
+def test_neighbors_are_those_of_highest_cosine(pairs, number):
     anchors, prototypes = pairs["anchors"], pairs["prototypes"]
-    selected = soft_neighbours(anchors, prototypes, pairs["available"], number)
+    selected = soft_neighbors(anchors, prototypes, pairs["available"], number)
     for pair in range(P):
         candidates = [j for j in range(K) if pairs["available"][pair, j]]
         ranked = sorted(
@@ -123,8 +123,8 @@ def test_similarities(pairs, kind):
 
 @pytest.mark.parametrize("temperature", [None, 0.3])
 @pytest.mark.parametrize("kind", SIMILARITIES)
-def test_positiveness_is_the_softmax_over_the_neighbours(pairs, kind, temperature):
-    selected = soft_neighbours(pairs["anchors"], pairs["prototypes"], pairs["available"], 4)
+def test_positiveness_is_the_softmax_over_the_neighbors(pairs, kind, temperature):
+    selected = soft_neighbors(pairs["anchors"], pairs["prototypes"], pairs["available"], 4)
     weights = positiveness(
         pairs["anchors"], pairs["prototypes"], selected, kind, gamma=2.0, temperature=temperature
     )
@@ -169,9 +169,9 @@ def test_pacam_against_loops(pairs, aggregation):
             assert float(ours[pair, i]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_all_neighbours_with_equal_weights_are_the_plain_average(pairs):
+def test_all_neighbors_with_equal_weights_are_the_plain_average(pairs):
     features, prototypes = pairs["features"][:1], pairs["prototypes"][:1]
-    everything = soft_neighbours(pairs["anchors"][:1], prototypes, pairs["available"][:1], None)
+    everything = soft_neighbors(pairs["anchors"][:1], prototypes, pairs["available"][:1], None)
     ours = prototype_aware_cam(features, prototypes, everything.float())
     plain = torch.cosine_similarity(features[:, None], prototypes[..., None], dim=2).mean(1)
     torch.testing.assert_close(ours, plain.relu())
@@ -179,7 +179,7 @@ def test_all_neighbours_with_equal_weights_are_the_plain_average(pairs):
 
 def test_scaling_the_anchor_does_not_change_pacam_with_cosine(pairs):
     def maps(anchors):
-        selected = soft_neighbours(anchors, pairs["prototypes"], pairs["available"], 3)
+        selected = soft_neighbors(anchors, pairs["prototypes"], pairs["available"], 3)
         weights = positiveness(anchors, pairs["prototypes"], selected, "cosine")
         return prototype_aware_cam(pairs["features"], pairs["prototypes"], weights)
 

@@ -30,7 +30,7 @@ def make(make_network: Make) -> Make:
 
     def make_one(**options: Any) -> SeedNetwork:
         bank = {"size": 12, "clusters": 3}
-        settings = {"projection_dim": 8, "side_channels": (3, 4, 5, 6), "neighbours": 2}
+        settings = {"projection_dim": 8, "side_channels": (3, 4, 5, 6), "neighbors": 2}
         return make_network(CPAL, **{**settings, "bank": bank, **options})
 
     return make_one

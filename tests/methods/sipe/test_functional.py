@@ -225,7 +225,7 @@ def test_hierarchical_feature_gives_every_stage_the_same_weight() -> None:
     assert feature.shape == (2, 8, 5, 7)
     unit = coarse / (coarse.norm(dim=1, keepdim=True) + 1e-5)
     torch.testing.assert_close(feature[:, 3:], unit)
-    # Halving with half-pixel centres is the mean of each 2 x 2 block.
+    # Halving with half-pixel centers is the mean of each 2 x 2 block.
     unit = fine / (fine.norm(dim=1, keepdim=True) + 1e-5)
     blocks = unit.reshape(2, 3, 5, 2, 7, 2).mean(dim=(3, 5))
     torch.testing.assert_close(feature[:, :3], blocks, atol=1e-5, rtol=1e-4)

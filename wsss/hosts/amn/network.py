@@ -30,18 +30,15 @@ class PixelClassifier(nn.ModuleList):
     """
 
     def __init__(self, channels: int, outputs: int, dropout: float) -> None:
-        super().__init__(
-            nn.Conv2d(channels, outputs, 3, padding=dilation, dilation=dilation)
-            for dilation in DILATIONS
-        )
+        super().__init__()
         self.dropout = dropout
-        for convolution in self.children():
-            assert isinstance(convolution, nn.Conv2d)
-            assert convolution.bias is not None
-            nn.init.normal_(convolution.weight, std=0.01)
-            nn.init.zeros_(convolution.bias)
+        for dilation in DILATIONS:
+            layer = nn.Conv2d(channels, outputs, 3, padding=dilation, dilation=dilation)
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
+            self.append(layer)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (B, C, h, w) of a feature map of the same grid."""
         feature = nn.functional.dropout(feature, self.dropout, self.training)
-        return torch.stack([convolution(feature) for convolution in self]).sum(0)
+        return torch.stack([layer(feature) for layer in self]).sum(0)

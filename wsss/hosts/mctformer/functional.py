@@ -102,7 +102,7 @@ def refine_by_affinity(affinity: Tensor, maps: Tensor) -> Tensor:
     """Each patch collects the class maps of the patches that it attends to.
 
     Args:
-        affinity: S (B, P, P), patch-to-patch attention, a row for each patch that attends.
+        affinity: s (B, P, P), patch-to-patch attention, a row for each patch that attends.
         maps: (B, N, h, w) with h * w = P.
 
     Returns:

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from wsss.data.transforms import Cropped, check_range
-from wsss.settings import Colour, Positive, Share, settings
+from wsss.settings import Color, Positive, Share, settings
 
 
 @settings
@@ -51,8 +51,8 @@ class RandomSquare:
     """
 
     side: int
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
     options: AugmentSettings
 
     def __call__(

@@ -37,7 +37,7 @@ from wsss.methods.cpal.functional import (
     positiveness,
     prototype_aware_cam,
     self_supervision_loss,
-    soft_neighbours,
+    soft_neighbors,
 )
 from wsss.methods.cpal.settings import CPALSettings
 from wsss.methods.sipe.branch import side_convolutions
@@ -169,9 +169,9 @@ class CPAL(Branch):
         """PACAM and L_self of a training batch; its anchors wait for `take_anchors`.
 
         Args:
-            features: The host's feature maps, each (B, C_s, h_s, w_s).
-            cam: Normalized class maps M (B, N, h, w) in [0, 1], with their gradient.
-            label: Image labels (B, N) of zeros and ones.
+            features: the host's feature maps, each (B, C_s, h_s, w_s).
+            cam: normalized class maps M (B, N, h, w) in [0, 1], with their gradient.
+            label: image labels (B, N) of zeros and ones.
             valid: (B, H, W), 1 inside the un-padded window of the crop.
 
         Returns:
@@ -264,8 +264,8 @@ class CPAL(Branch):
         """Which prototype answers where: ReLU(cos) of every context prototype of one class.
 
         Args:
-            z: Projected features of one image (d, h, w).
-            index: Class index 0..N-1.
+            z: projected features of one image (d, h, w).
+            index: class index 0..N-1.
 
         Returns:
             (clusters in use, h, w) in [0, 1].
@@ -360,7 +360,7 @@ class CPAL(Branch):
         return ready & (self.bank.clustered_epoch >= 0) if self.training else ready
 
     def _candidates(self, anchors: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidate neighbours (P, k, d) of each pair and which of them exist (P, k)."""
+        """Candidate neighbors (P, k, d) of each pair and which of them exist (P, k)."""
         if self.options.prototypes == "context":
             prototypes, available = self.bank.context[index], self.bank.available()[index]
         elif self.options.prototypes == "mean":
@@ -378,9 +378,9 @@ class CPAL(Branch):
         anchors = pairs.anchors.detach() if self.options.detach_anchor else pairs.anchors
         moved = shift[pairs.classes]
         prototypes, available = self._candidates(anchors, pairs.classes)
-        wanted = None if self.options.neighbours == "all" else self.options.neighbours
+        wanted = None if self.options.neighbors == "all" else self.options.neighbors
         query = anchors + moved if where in ("anchor", "both") else anchors
-        selected = soft_neighbours(query, prototypes, available, wanted)
+        selected = soft_neighbors(query, prototypes, available, wanted)
         weights = selected.to(query.dtype)
         if self.options.positiveness:
             weights = positiveness(

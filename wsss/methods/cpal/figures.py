@@ -226,7 +226,7 @@ def component_maps(branch: PrototypeBranch, one: ObservedPicture) -> list[tuple[
     own = branch.options
     unaligned, aligned = (replace(own.test, alignment=kind) for kind in ("off", "batch"))
     steps = [
-        ("context prototypes", replace(own, neighbours="all", positiveness=False, test=unaligned)),
+        ("context prototypes", replace(own, neighbors="all", positiveness=False, test=unaligned)),
         ("+ prototype-aware", replace(own, test=unaligned)),
         ("+ alignment", replace(own, test=aligned)),
     ]

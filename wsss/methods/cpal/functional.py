@@ -84,8 +84,8 @@ def distribution_shift(bank_mean: Tensor, batch_mean: Tensor, known: Tensor) -> 
     return (bank_mean - batch_mean) * known[:, None]
 
 
-def soft_neighbours(
-    anchors: Tensor, prototypes: Tensor, available: Tensor, neighbours: int | None
+def soft_neighbors(
+    anchors: Tensor, prototypes: Tensor, available: Tensor, neighbors: int | None
 ) -> Tensor:
     """The K context prototypes with the highest cosine to the anchor (eq. 6).
 
@@ -93,21 +93,21 @@ def soft_neighbours(
         anchors: (P, d).
         prototypes: context prototypes of each pair's class (P, k, d).
         available: (P, k) bool, prototypes in use.
-        neighbours: K; None takes all.
+        neighbors: K; None takes all.
 
     Returns:
         (P, k) bool: min(K, available) prototypes of each pair.
     """
-    if neighbours is None or neighbours >= prototypes.shape[1]:
+    if neighbors is None or neighbors >= prototypes.shape[1]:
         return available
     cosine = F.cosine_similarity(anchors[:, None], prototypes, dim=2)
     cosine = cosine.masked_fill(~available, -math.inf)
-    best = cosine.topk(neighbours, dim=1).indices
+    best = cosine.topk(neighbors, dim=1).indices
     return torch.zeros_like(available).scatter(1, best, True) & available
 
 
 def similarity(anchors: Tensor, prototypes: Tensor, kind: str) -> Tensor:
-    """Similarity of an anchor to its candidate neighbours: the four rows of Table 3.
+    """Similarity of an anchor to its candidate neighbors: the four rows of Table 3.
 
     Args:
         anchors: (P, d).
@@ -134,12 +134,12 @@ def positiveness(
     gamma: float = 1.0,
     temperature: float | None = None,
 ) -> Tensor:
-    """Positiveness score w_{n,j} of each soft neighbour (eq. 7).
+    """Positiveness score w_{n,j} of each soft neighbor (eq. 7).
 
     Args:
         anchors: (P, d).
         prototypes: (P, k, d).
-        selected: (P, k) bool, the soft neighbours of eq. 6.
+        selected: (P, k) bool, the soft neighbors of eq. 6.
         kind: see `similarity`.
         gamma: scaling factor γ; it cancels in eq. 13.
         temperature: divisor of the similarity; None is √d.
@@ -149,7 +149,7 @@ def positiveness(
     """
     divisor = math.sqrt(anchors.shape[1]) if temperature is None else temperature
     score = similarity(anchors, prototypes, kind) / divisor
-    # A finite floor keeps a pair without neighbours free of NaN.
+    # A finite floor keeps a pair without neighbors free of NaN.
     score = score.masked_fill(~selected, torch.finfo(score.dtype).min)
     return torch.softmax(score, dim=1) * selected / gamma
 
@@ -157,7 +157,7 @@ def positiveness(
 def prototype_aware_cam(
     features: Tensor, prototypes: Tensor, weights: Tensor, aggregation: str = "sum"
 ) -> Tensor:
-    """PACAM of each pair: weighted cosines of every position to the soft neighbours (eq. 13).
+    """PACAM of each pair: weighted cosines of every position to the soft neighbors (eq. 13).
 
     With `sum` the ReLU stands outside of the sum, so the sum over prototypes can be done before
     the positions are looked at: Σ_j w_j cos(z, p_j) = ⟨z/‖z‖, Σ_j w_j p_j/‖p_j‖⟩. A pair then

@@ -126,7 +126,7 @@ def _uniform_draws(groups: list[int], slots: int, seed: int) -> Tensor:
 
 def _greedy_start(data: Tensor, mask: Tensor, free: Tensor, draws: Tensor) -> Tensor:
     """Greedy k-means++: of several D²-weighted draws, keep the one that lowers the inertia most."""
-    groups, length, dim = data.shape
+    groups, _, dim = data.shape
     slots, trials = draws.shape[1:]
     rows = torch.arange(groups, device=data.device)
     norms = data.square().sum(2)

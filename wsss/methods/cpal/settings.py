@@ -41,7 +41,7 @@ class CPALTest:
         refresh_bank: whether the bank is refilled and clustered with the final weights first.
     """
 
-    alignment: Literal["off", "ema", "batch"] = "off"
+    alignment: Literal["off", "ema", "batch"] = "batch"
     background_classes: Literal["all", "present"] = "all"
     structure: Literal["f", "z"] = "f"
     refresh_bank: bool = False
@@ -76,7 +76,7 @@ class CPALSettings:
         prototypes: what the anchor is compared with: `context` prototypes, the `mean` of the
             class's bank, or only the image's own `anchor` (ablations).
         own_prototype: whether the image's own anchor joins the candidate neighbors.
-        neighbours: K of eq. 6, or `all`.
+        neighbors: K of eq. 6, or `all`.
         positiveness: whether neighbors are weighted by eq. 7, or equally.
         similarity: similarity in eq. 7.
         gamma: γ of eq. 7; it cancels in eq. 13.
@@ -115,7 +115,7 @@ class CPALSettings:
 
     prototypes: Prototypes = "context"
     own_prototype: bool = False
-    neighbours: Count | Literal["all"] = 20
+    neighbors: Count | Literal["all"] = 20
     positiveness: bool = True
     similarity: Literal["dot", "cosine", "l1", "l2"] = "dot"
     gamma: Positive = 1.0

@@ -1,42 +1,40 @@
-"""What CPAL's branch costs in a training step: time and memory, beside SIPE's head and plain CAM.
+"""What a method's branch costs in a training step: time and memory, CPAL beside SIPE and plain CAM.
 
-    python benchmarks/cpal_branch.py            # 16 images of 512 x 512, ResNet-50, 20 / 80 classes
-    python benchmarks/cpal_branch.py --quick    # seconds, to see that it runs
+    python benchmarks/branches.py            # 16 images of 512 x 512, ResNet-50, 20 / 80 classes
+    python benchmarks/branches.py --quick    # seconds, to see that it runs
 
-A step is forward, all losses and backward. `head` is a method's own part of it, forward and
-backward on given stage features (CPAL: with the bank's push), without the network; `share` is its
-part of the method's step. Memory of the head is what autograd keeps for the backward pass, beyond
-its inputs; on a GPU the allocator's peak of the whole step stands beside it. 1.6 classes per image
-at 20 classes, 2.9 at 80, as in VOC and COCO; the bank is full. Steps of the methods are interleaved
-and the median is taken, so that a busy machine does not favour one of them.
+A step is forward, all losses and backward on plain CAM as the host. `head` is the branch's own part
+of it, forward and backward on given features (CPAL: with the bank's push), without the host;
+`share` is its part of the step. Memory of the head is what autograd keeps for the backward pass,
+beyond its inputs; on a GPU the allocator's peak of the whole step stands beside it. 1.6 classes per
+image at 20 classes, 2.9 at 80, as in VOC and COCO; the bank is full. Steps of the methods are
+interleaved and the median is taken, so that a busy machine does not favor one of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from wsss.backbones import ResNet
+from wsss.hosts.base import HostSettings, Seen
+from wsss.hosts.cam import CAM
+from wsss.hosts.optimizer import OptimizerSettings
+from wsss.methods.base import Branch
+from wsss.methods.cpal.branch import CPAL
+from wsss.methods.network import SeedNetwork
+from wsss.methods.sipe.branch import SIPE
 
-from wsss.backbones import ResNet  # noqa: E402
-from wsss.hosts.base import SeedMethod  # noqa: E402
-from wsss.hosts.cam import CAM  # noqa: E402
-from wsss.maps.functional import classification_loss  # noqa: E402
-from wsss.methods.cpal.module import CPAL  # noqa: E402
-from wsss.methods.sipe.module import SIPE  # noqa: E402
-
-OPTIMIZER = {"lr": 0.1, "head_lr": 1.0, "momentum": 1e-4, "weight_decay": 1e-4, "poly_power": 0.9}
-METHODS: dict[str, type[SeedMethod]] = {"cam": CAM, "sipe": SIPE, "cpal": CPAL}
+METHODS: dict[str, type[Branch] | None] = {"cam": None, "sipe": SIPE, "cpal": CPAL}
+Batch = dict[str, Tensor]
 
 
-def make_batch(images: int, side: int, classes: int, device: str) -> dict[str, Tensor]:
+def make_batch(images: int, side: int, classes: int, device: str) -> Batch:
     """Random images whose labels are as dense as those of VOC or COCO."""
     generator = torch.Generator().manual_seed(0)
     label = torch.zeros(images, classes)
@@ -49,41 +47,49 @@ def make_batch(images: int, side: int, classes: int, device: str) -> dict[str, T
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def make_method(name: str, depth: int, classes: int, device: str) -> SeedMethod:
+def make_network(name: str, depth: int, classes: int, device: str) -> SeedNetwork:
+    """Plain CAM with a branch; that of CPAL has a full bank."""
     torch.manual_seed(0)
-    method = METHODS[name](ResNet(depth=depth, weights=None), classes, OPTIMIZER).to(device).train()
-    if isinstance(method, CPAL):
-        bank = method.branch.bank
+    names = [str(index) for index in range(classes)]
+    host = CAM(HostSettings(), names, ResNet(depth=depth, weights=None))
+    kind = METHODS[name]
+    branch = None if kind is None else kind(kind.Settings(), host.channels, classes)
+    network = SeedNetwork(host, branch, OptimizerSettings(lr=0.1, head_lr=1.0)).to(device).train()
+    if isinstance(branch, CPAL):
+        bank = branch.bank
         anchors = torch.randn(classes * bank.size, bank.entries.shape[2], device=device)
         bank.push(anchors, torch.arange(len(anchors), device=device) % classes)
         bank.recluster(0)
-    return method
+    return network
 
 
-def own_losses(
-    method: SeedMethod, features: list[Tensor], activation: Tensor, batch: dict[str, Tensor]
-) -> list[Tensor]:
-    """The method's own terms; for CPAL with what the callback does after the step."""
-    losses = list(method.self_supervision(features, activation, batch).values())
-    if isinstance(method, CPAL):
-        method.branch.bank.push(*method.branch.take_anchors())
+def own_losses(network: SeedNetwork, seen: Seen, batch: Batch) -> list[Tensor]:
+    """The branch's terms; for CPAL with what its callback does after the step."""
+    branch = network.branch
+    if branch is None:
+        return []
+    losses = list(branch.losses(seen, network.host.general(seen), batch).values())
+    if isinstance(branch, CPAL):
+        branch.bank.push(*branch.take_anchors())
     return losses
 
 
-def step(method: SeedMethod, batch: dict[str, Tensor]) -> None:
-    method.zero_grad()
-    features, activation = method(batch["image"])
-    losses = [classification_loss(activation, batch["label"])]
-    losses += own_losses(method, features, activation, batch)
+def step(network: SeedNetwork, batch: Batch) -> None:
+    """A training step, the optimizer left out."""
+    network.zero_grad()
+    seen = network(batch["image"], batch["label"])
+    losses = [*network.host.losses(seen, batch).values(), *own_losses(network, seen, batch)]
     torch.stack(losses).sum().backward()
 
 
-def head(method: SeedMethod, features: list[Tensor], activation: Tensor, batch: dict) -> None:
-    activation.grad = None
-    torch.stack(own_losses(method, features, activation, batch)).sum().backward()
+def head(network: SeedNetwork, seen: Seen, batch: Batch) -> None:
+    """The branch's part of a step."""
+    seen.activation.grad = None
+    torch.stack(own_losses(network, seen, batch)).sum().backward()
 
 
 def timed(device: str, work: Callable[..., None], *inputs: object) -> float:
+    """Seconds of `work`."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -93,11 +99,10 @@ def timed(device: str, work: Callable[..., None], *inputs: object) -> float:
     return time.perf_counter() - start
 
 
-def kept_for_backward(
-    method: SeedMethod, features: list[Tensor], activation: Tensor, batch: dict
-) -> int:
+def kept_for_backward(network: SeedNetwork, seen: Seen, batch: Batch) -> int:
     """Bytes of the tensors that autograd keeps in the head's forward pass, inputs not counted."""
-    known = [*features, activation, *batch.values(), *method.parameters(), *method.buffers()]
+    given = [*seen.features, seen.activation, *batch.values()]
+    known = [*given, *network.parameters(), *network.buffers()]
     inputs = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, int] = {}
 
@@ -108,7 +113,7 @@ def kept_for_backward(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = own_losses(method, features, activation, batch)
+        losses = own_losses(network, seen, batch)
     total = sum(kept.values())
     del losses
     return total
@@ -136,33 +141,32 @@ def main() -> None:
           f"{'kept MiB':>9} {'peak MiB':>9} {'to SIPE':>8}")  # fmt: skip
     for classes in (20, 80):
         batch = make_batch(arguments.images, arguments.side, classes, device)
-        methods = {name: make_method(name, arguments.depth, classes, device) for name in METHODS}
-        steps: dict[str, list[float]] = {name: [] for name in methods}
-        heads: dict[str, list[float]] = {name: [] for name in methods}
+        networks = {name: make_network(name, arguments.depth, classes, device) for name in METHODS}
+        steps: dict[str, list[float]] = {name: [] for name in networks}
+        heads: dict[str, list[float]] = {name: [] for name in networks}
         peak: dict[str, float] = {}
         given = {}
-        for name, method in methods.items():
+        for name, network in networks.items():
             with torch.no_grad():
-                features, activation = method(batch["image"])
-            given[name] = (features, activation.detach().requires_grad_())
+                seen = network(batch["image"], batch["label"])
+            given[name] = Seen(seen.features, seen.activation.detach().requires_grad_())
         for repeat in range(arguments.repeats + 1):
-            for name, method in methods.items():
-                features, activation = given[name]
+            for name, network in networks.items():
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                spent = timed(device, step, method, batch)
+                spent = timed(device, step, network, batch)
                 if device == "cuda":
                     peak[name] = torch.cuda.max_memory_allocated() / 2**20
                 own = 0.0
-                if name != "cam":
-                    own = timed(device, head, method, features, activation, batch)
+                if network.branch is not None:
+                    own = timed(device, head, network, given[name], batch)
                 if repeat:  # the first round warms up
                     steps[name].append(spent)
                     heads[name].append(own)
         sipe = statistics.median(steps["sipe"])
-        for name, method in methods.items():
+        for name, network in networks.items():
             whole, own = statistics.median(steps[name]), statistics.median(heads[name])
-            kept = 0 if name == "cam" else kept_for_backward(method, *given[name], batch)
+            kept = kept_for_backward(network, given[name], batch)
             print(
                 f"{classes:7d} {name:>7} {whole:8.3f} {own:8.4f} {own / whole:7.1%} "
                 f"{kept / 2**20:9.1f} {peak.get(name, float('nan')):9.0f} {whole / sipe - 1:+8.1%}"
