@@ -103,7 +103,7 @@ class SIPE(Branch):
             WsssError: `side_channels` does not fit the host's feature maps.
         """
         super().__init__(options, channels, num_classes, seed)
-        self.kinds = {"cam": False, "is_cam": options.background != "threshold"}
+        self.kinds = {"is_cam": options.background != "threshold"}
         self.sides = nn.ModuleList()
         if options.features == "hierarchical":
             self.sides.extend(side_convolutions(channels, options.side_channels))
