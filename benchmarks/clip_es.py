@@ -1,4 +1,4 @@
-"""CLIP-ES's map making: time and peak memory of one image, by the number of its classes.
+"""CLIP-ES's map making: time of one image, by the number of its classes.
 
     python benchmarks/clip_es.py            # ViT-B/16 drawn at random
     python benchmarks/clip_es.py --quick    # seconds, to see that it runs
@@ -6,15 +6,14 @@
 One image at scale 1, float32, 20 classes and 25 background words. "together": one forward pass and
 one batch of backward passes through the last block, as maps are made here; "one by one": a backward
 pass for each class, as released; "whole": a forward pass of the tower for each class, too. "CAA" is
-"together" with the attention looked at, and both kinds of map. Every case runs in a process of its
-own; seconds are CPU time, memory is the growth of the resident peak above network and input.
+"together" with the attention looked at, and both kinds of map. Seconds are CPU time, the median of
+three; the forms take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -59,54 +58,38 @@ def work(host: CLIPES, form: str, image: Tensor, label: Tensor) -> None:
             host.maps(seen, label[0])
 
 
-def measure(form: str, size: tuple[int, int], classes: int, quick: bool) -> dict[str, float]:
-    """Seconds and MiB of one case, in this process."""
+def build(quick: bool) -> CLIPES:
+    """The host with a tower drawn at random."""
     torch.manual_seed(0)
-    words = tuple(f"word {i}" for i in range(25))
-    sizes = TINY if quick else TowerSettings()
-    options = CLIPESSettings(weights=None, sizes=sizes, background=words, attention_layers=2)
-    if not quick:
-        options = CLIPESSettings(weights=None, background=words)
-    host = CLIPES(options, [f"class {i}" for i in range(20)]).eval()
-    image, label = torch.randn(1, 3, *size), torch.zeros(1, 20)
-    label[0, :classes] = 1
-    small = image[..., :32, :32]
-    work(host, form, small, label)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: building took more
-    before = resident("VmRSS")
-    start = time.process_time()
-    work(host, form, image, label)
-    seconds = time.process_time() - start
-    return {"seconds": seconds, "mib": resident("VmHWM") - before}
-
-
-def resident(field: str) -> float:
-    """Resident memory (VmRSS) or its peak (VmHWM), MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    options = CLIPESSettings(
+        weights=None,
+        sizes=TINY if quick else TowerSettings(),
+        background=tuple(f"word {i}" for i in range(25)),
+        attention_layers=2 if quick else 8,
+    )
+    return CLIPES(options, [f"class {i}" for i in range(20)]).eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small images, three blocks")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.case:
-        form, height, width, classes, quick = json.loads(given.case)
-        print(json.dumps(measure(form, (height, width), classes, quick)))
-        return
-    sizes = [("64 x 96", (64, 96))] if given.quick else SIZES
-    print("| image | classes | passes | CPU s | MiB |")
-    print("|---|---|---|---|---|")
-    for name, size in sizes:
+    quick = parser.parse_args().quick
+    host = build(quick)
+    print("| image | classes |" + "".join(f" {form} s |" for form in FORMS))
+    print("|---|---|" + "---|" * len(FORMS))
+    for name, size in [("64 x 96", (64, 96))] if quick else SIZES:
+        image = torch.randn(1, 3, *size)
         for classes in (1, 3, 6):
-            for form in FORMS:
-                case = json.dumps([form, *size, classes, given.quick])
-                command = [sys.executable, __file__, "--case", case]
-                made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                result = json.loads(made)
-                cells = f"{result['seconds']:.2f} | {result['mib']:.0f}"
-                print(f"| {name} | {classes} | {form} | {cells} |", flush=True)
+            label = torch.zeros(1, 20)
+            label[0, :classes] = 1
+            taken: dict[str, list[float]] = {form: [] for form in FORMS}
+            for _ in range(3):
+                for form, times in taken.items():
+                    start = time.process_time()
+                    work(host, form, image, label)
+                    times.append(time.process_time() - start)
+            cells = "".join(f" {statistics.median(times):.2f} |" for times in taken.values())
+            print(f"| {name} | {classes} |{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,14 @@ def test_weights_of_backbone_and_segmentation_network(tmp_path: Path) -> None:
     assert str(hub) in one(settings(), "backbone.weights").text
 
 
+def test_weights_of_the_host(tmp_path: Path) -> None:
+    words = "host.background=[sky]"
+    assert not [f for f in settings() if f.what == "host.weights"], "plain CAM has none of its own"
+    assert "at random" in one(settings("host=clip_es_tiny", words), "host.weights").text
+    missing = one(settings("host=clip_es", f"host.weights={tmp_path}/none.pt"), "host")
+    assert missing.fatal and "no such file" in missing.text
+
+
 def test_wandb(tmp_path: Path) -> None:
     online, offline = {"offline": False}, {"offline": True}
     environment = {"NETRC": str(tmp_path / "netrc")}

@@ -122,6 +122,7 @@ def test_maps_leave_and_come_back_in_the_released_form(program) -> None:
 
 
 def test_a_weights_file_that_is_not_there_is_named(program) -> None:
-    failed = program(ALONE, "stage=train", "host.weights=nowhere.pt", check=False)
-    assert failed.returncode == 1
+    pipeline = "pipeline=[train,make_cam]"
+    failed = program(ALONE, pipeline, "host.weights=nowhere.pt", check=False)
+    assert failed.returncode == 1 and "learns nothing" in failed.stdout
     assert "host.weights=nowhere.pt: no such file" in failed.stderr

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 from wsss.errors import WsssError
 
 if TYPE_CHECKING:
+    from wsss.build.components import Component
     from wsss.build.settings import DataSettings, Settings
     from wsss.segmentation.settings import NetworkSettings
 
@@ -297,6 +298,7 @@ def check_settings(s: Settings) -> Iterator[Finding]:
         if not torch.cuda.is_available():
             yield fatal("trainer", "a GPU is asked for and there is none", "trainer=cpu or auto")
     yield from check_data(s.data)
+    yield from check_host(s.host)
     yield check_backbone_weights(s.backbone.options)
     yield check_segmentation_weights(s.segmentation.network)
     if s.checkpoint and not Path(s.checkpoint).is_file():
@@ -370,6 +372,17 @@ def _split(image_set: Any, split: str) -> Finding:
         text = f"{len(missing)} of {len(names)} images are missing, for instance {missing[0]}"
         return Finding("problem", what, text, "complete the data set or correct data.root")
     return Finding("ok", what, f"{len(names)} image{'s' * (len(names) != 1)}")
+
+
+def check_host(host: Component) -> Iterator[Finding]:
+    """What the host needs of its own: packages, weights."""
+    try:
+        said = host.make.foresee(host.options["options"])  # type: ignore[attr-defined]
+    except WsssError as error:
+        yield fatal("host", str(error))
+    else:
+        if said is not None:
+            yield Finding("ok", "host.weights", said)
 
 
 def check_backbone_weights(backbone: Mapping[str, Any]) -> Finding:

@@ -104,6 +104,15 @@ class Host(nn.Module):
         super().__init__()
         self.options, self.classes = options, tuple(classes)
 
+    @classmethod
+    def foresee(cls, options: Any) -> str | None:
+        """What can be said of the host's own weights before it is built; None: it has none.
+
+        Raises:
+            WsssError: it can't be built.
+        """
+        return None
+
     @property
     def num_classes(self) -> int:
         """Number N of foreground classes."""

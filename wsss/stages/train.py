@@ -30,11 +30,11 @@ def run(s: Settings) -> Result:
     )
     if job.finished:
         return job.result()
-    network = build_network(s, image_set.classes)
     facts = {"class_names": list(image_set.classes)}
-    if not network.learns:
-        text = f"{type(network.host).__name__} learns nothing, its maps can be made at once"
+    if not learns:
+        text = f"{s.host.target.rpartition('.')[2]} learns nothing, its maps can be made at once"
         return job.close(text, job.path, trained=False, **facts)
+    network = build_network(s, image_set.classes)
     data = training_data(s, image_set, network.host)
     assert data.train_set is not None
     fitted = fit(

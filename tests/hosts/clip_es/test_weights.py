@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsss.errors import WsssError
+from wsss.hosts.clip_es.host import CLIPES, CLIPESSettings
 from wsss.hosts.clip_es.network import TowerSettings, build_clip, fill_clip
 from wsss.hosts.clip_es.weights import read_weights
 
@@ -136,6 +137,18 @@ def test_nothing_that_a_file_carries_is_run(archive: bool, tmp_path: Path) -> No
     with pytest.raises(WsssError, match=r"clip\.pt: can't be read as weights of CLIP"):
         read_weights(path)
     assert not mark.exists()
+
+
+def test_what_is_there_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    words = ("sky",)
+    as_archive(tiny_state(), tmp_path / "clip.pt")
+    given = CLIPESSettings(weights=str(tmp_path / "clip.pt"), background=words)
+    said = CLIPES.foresee(given)
+    assert said == f"{tmp_path}/clip.pt, {len(tiny_state()) + len(FACTS)} tensors"
+    assert "at random" in CLIPES.foresee(CLIPESSettings(weights=None, background=words))
+    assert "fetched" in CLIPES.foresee(CLIPESSettings(background=words))
+    with pytest.raises(WsssError, match=r"host\.weights=.*none\.pt: no such file"):
+        CLIPES.foresee(CLIPESSettings(weights=str(tmp_path / "none.pt"), background=words))
 
 
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path) -> None:

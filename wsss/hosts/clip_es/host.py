@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,15 @@ from wsss.hosts.clip_es.functional import (
     min_max,
     refine_by_attention,
 )
-from wsss.hosts.clip_es.network import ImageTower, TowerSettings, load_clip, without_parameters
+from wsss.hosts.clip_es.network import (
+    OPENAI,
+    ImageTower,
+    TowerSettings,
+    load_clip,
+    require_open_clip,
+    without_parameters,
+)
+from wsss.hosts.clip_es.weights import read_weights
 from wsss.maps.functional import resize_maps
 from wsss.settings import Count, Share, settings
 
@@ -43,7 +52,7 @@ class CLIPESSettings:
         box_threshold: λ of CAA's boxes, share of a map's maximum.
     """
 
-    weights: str | None = "openai"
+    weights: str | None = OPENAI
     sizes: TowerSettings = TowerSettings()
     quick_gelu: bool = True
     prompt: str = "a clean origami {}."
@@ -93,6 +102,20 @@ class CLIPES(Host):
         self.scale = clip.scale
         self.channels = (self.tower.width,)
         self.mean, self.std = CLIP_MEAN, CLIP_STD
+
+    @classmethod
+    def foresee(cls, options: CLIPESSettings) -> str:
+        """Whether open_clip and CLIP's weights are there.
+
+        Raises:
+            WsssError: they are not.
+        """
+        require_open_clip()
+        if options.weights is None:
+            return "null: a tower drawn at random"
+        if options.weights == OPENAI:
+            return "openai, fetched by open_clip when it is first used"
+        return f"{options.weights}, {len(read_weights(Path(options.weights).expanduser()))} tensors"
 
     def forward(self, images: Tensor, label: Tensor) -> Seen:
         """Tokens of the last block as the feature, Grad-CAM of the classes of each image.

@@ -17,6 +17,7 @@ from wsss.hosts.clip_es.functional import resize_positions
 from wsss.hosts.clip_es.weights import read_weights
 from wsss.settings import Count, settings
 
+OPENAI = "openai"  # the weights that open_clip fetches
 HEAD = 64  # channels of an attention head, in every CLIP
 
 
@@ -195,7 +196,7 @@ def load_clip(
     if weights is None:
         network = build_clip(sizes, quick_gelu)
     else:
-        path = _download(open_clip) if weights == "openai" else Path(weights).expanduser()
+        path = _download(open_clip) if weights == OPENAI else Path(weights).expanduser()
         network = fill_clip(read_weights(path), quick_gelu, str(path))
     network.eval().requires_grad_(False)
     with torch.no_grad():
@@ -282,7 +283,7 @@ def _blocks(state: dict[str, Tensor], start: str) -> int:
 def _download(open_clip: Any) -> Path:
     """The file of OpenAI's ViT-B/16 as open_clip keeps it, fetched the first time."""
     try:
-        found = open_clip.pretrained.get_pretrained_cfg("ViT-B-16-quickgelu", "openai")
+        found = open_clip.pretrained.get_pretrained_cfg("ViT-B-16-quickgelu", OPENAI)
         return Path(open_clip.pretrained.download_pretrained(found))
     except Exception as error:  # any fault of the network
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -156,7 +156,8 @@ class CPAL(Branch):
 
         def observed(sample: Sample) -> ObservedPicture:
             image, label = (x.to(network.device) for x in (sample["images"][0], sample["label"]))
-            seen, cam = network.see_pair(image, label)
+            given = sample["maps"].to(network.device) if "maps" in sample else None
+            seen, cam = network.see_pair(image, label, given)
             z, structure = self.observe(seen)
             picture = sample["picture"].numpy()
             return ObservedPicture(sample["name"], picture, label, z, structure, cam)

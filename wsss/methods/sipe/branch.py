@@ -182,7 +182,8 @@ class SIPE(Branch):
 
         def explored(sample: Sample) -> ExploredPicture:
             image, label = (x.to(network.device) for x in (sample["images"][0], sample["label"]))
-            seen, cam = network.see_pair(image, label)
+            given = sample["maps"].to(network.device) if "maps" in sample else None
+            seen, cam = network.see_pair(image, label, given)
             maps, structure, found = self.explore(seen, cam, label)
             return ExploredPicture(
                 sample["name"],
