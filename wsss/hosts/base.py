@@ -151,7 +151,8 @@ class Host(nn.Module):
 
         Returns:
             For each of `kinds`: un-normalized maps (K, h, w) of the K present classes in ascending
-            order, or (K+1, h, w) with the background first where the kind has one.
+            order, or (K+1, h, w) with the background first where the kind has one; or what its own
+            `fuse` makes that of.
         """
         raise RuntimeError(f"{type(self).__name__} must implement maps")
 

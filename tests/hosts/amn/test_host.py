@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wsss.backbones import ResNet
+from wsss.errors import WsssError
 from wsss.hosts.amn.host import AMN, AMNSettings
 from wsss.hosts.amn.network import LabelConditioning, PixelClassifier
 from wsss.hosts.base import Seen
@@ -215,3 +216,8 @@ def test_the_crop_moves_image_and_label_map_alike() -> None:
         inside = cropped.target != 255
         assert torch.equal(inside, cropped.valid.bool())
         torch.testing.assert_close(red[inside], cropped.target[inside] * 100 / 255)
+
+
+def test_a_range_of_scales_the_wrong_way_round_is_refused() -> None:
+    with pytest.raises(WsssError, match=r"host\.scale=\[1\.5, 0\.5\]"):
+        AMNSettings(scale=(1.5, 0.5))

@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from wsss.backbones.base import Backbone
-from wsss.data.transforms import Crop, ScaleRange, Size
+from wsss.data.transforms import Crop, ScaleRange, Size, check_range
 from wsss.hosts.amn.functional import balanced_loss, conditional_min_max, fuse_logits
 from wsss.hosts.amn.network import LabelConditioning, PixelClassifier
 from wsss.hosts.base import Host, Seen, add_mirror, groups
+from wsss.maps.amn_npy import KIND
 from wsss.settings import Below1, Positive, settings
-
-KIND = "amn_cam"
 
 
 @settings
@@ -36,6 +35,9 @@ class AMNSettings:
     smoothing: Below1 = 0.4
     dropout: Below1 = 0.1
     scale: tuple[Positive, Positive] = (0.5, 1.5)
+
+    def __post_init__(self) -> None:
+        check_range("host.scale", self.scale)
 
 
 class AMN(Host):
