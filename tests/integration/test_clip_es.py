@@ -61,7 +61,7 @@ def test_maps_are_the_same_after_a_stop_and_by_two_processes(program) -> None:
     program(ALONE, "run_name=stopped", "stage=make_cam")
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     shutil.copytree(whole / "train", program.out / "two" / whole.name / "train")
-    program(ALONE, "run_name=two", "stage=make_cam", *two)
+    program(ALONE, "run_name=two", "stage=make_cam", *two, fresh=True)
     wanted = all_maps(whole)
     for other in (stopped, folder(program.out, "two")):
         found = all_maps(other)
