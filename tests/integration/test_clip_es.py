@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from wsss.data.masks import read_mask
@@ -49,6 +50,7 @@ def test_alone_it_trains_nothing_and_makes_both_kinds(program) -> None:
     assert program(ALONE, "run_name=alone", "stage=all").stdout.count("finished before") == 4
 
 
+@pytest.mark.slow
 def test_maps_are_the_same_after_a_stop_and_by_two_processes(program) -> None:
     for name in ("whole", "stopped"):
         program(ALONE, f"run_name={name}", "pipeline=[train,make_cam]", "stage=all")
@@ -59,7 +61,7 @@ def test_maps_are_the_same_after_a_stop_and_by_two_processes(program) -> None:
     program(ALONE, "run_name=stopped", "stage=make_cam")
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     shutil.copytree(whole / "train", program.out / "two" / whole.name / "train")
-    program(ALONE, "run_name=two", "stage=make_cam", *two)
+    program(ALONE, "run_name=two", "stage=make_cam", *two, fresh=True)
     wanted = all_maps(whole)
     for other in (stopped, folder(program.out, "two")):
         found = all_maps(other)
@@ -83,6 +85,7 @@ def test_cpal_inside_learns_its_projection_alone(program) -> None:
         assert np.allclose(background, 1 - foreground, atol=1.01 / 255)
 
 
+@pytest.mark.slow
 def test_cpal_network_learns_from_stored_maps_by_one_command(program) -> None:
     said = program(GIVEN, "run_name=given", "stage=all").stdout
     assert "[2/5] clip/make_cam" in said and "[3/5] train" in said
@@ -107,6 +110,7 @@ def test_cpal_network_learns_from_stored_maps_by_one_command(program) -> None:
     assert nowhere.returncode == 1 and "host.maps: is not given" in nowhere.stderr
 
 
+@pytest.mark.slow
 def test_maps_leave_and_come_back_in_the_released_form(program) -> None:
     pipeline = "pipeline=[train,make_cam,export_cam]"
     program(ALONE, "run_name=out", pipeline, "refine.npy_format=clip_es")

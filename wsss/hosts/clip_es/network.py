@@ -127,7 +127,8 @@ class ImageTower(nn.Module):
         for number, block in enumerate(self.blocks[:-1]):
             seen = look and number >= begin
             mixed, weights = attend(block, block.ln_1(tokens), seen)
-            if weights is not None:
+            if weights is not None:  # summed in float32, whatever the blocks compute in
+                weights = weights.float()
                 attention = weights if attention is None else attention + weights
             tokens = tokens + mixed
             tokens = tokens + block.mlp(block.ln_2(tokens))

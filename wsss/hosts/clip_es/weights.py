@@ -89,8 +89,13 @@ def read_archive(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 class _Module:
     """A module of the archive: what it holds, by name, and none of its code."""
 
-    def __init__(self) -> None:
-        self.parts: dict[str, Any] = {}
+    parts: dict[str, Any]
+
+    def __new__(cls) -> _Module:
+        """Unpickling calls no `__init__`, and no `__setstate__` where there is no state."""
+        self = super().__new__(cls)
+        self.parts = {}
+        return self
 
     def __setstate__(self, state: Any) -> None:
         self.parts = dict(state)
