@@ -84,6 +84,9 @@ def test_two_processes_train_and_score_each_photograph_once(program, tiny_scenes
         "stage=all",
         f"segmentation.masks={masks}",
         "segmentation.features=pretrained",
+        # So quick that the processes do not wait for one another by chance.
+        "backbone=timm",
+        "backbone.name=test_resnet",
     )
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     photographs = tiny_scenes / "JPEGImages"

@@ -129,6 +129,14 @@ def test_overwrite_killed_while_it_deletes_leaves_nothing_that_passes_for_new(
         killed(again)
 
 
+def test_an_empty_folder_that_another_process_was_quick_to_make_is_no_result(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train" / "masks").mkdir(parents=True)
+    stage = folder(tmp_path).open()
+    assert not stage.resumed and not stage.finished
+
+
 def test_files_of_unknown_origin_and_links_are_refused_or_replaced(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -18,7 +18,7 @@ from wsss.evaluation.scoring import Score, tally
 from wsss.files import flatten, write_json
 from wsss.run.folder import StageFolder, revision
 from wsss.run.pool import each
-from wsss.run.process import is_main_process, relative, say
+from wsss.run.process import is_main_process, relative, say, wait_for_all
 from wsss.run.progress import duration
 from wsss.show.dashboard import show_facts, show_scores
 from wsss.show.sheets import Drawing, draw_sheet
@@ -82,7 +82,11 @@ class Job:
         path = s.folder(stage) / part if part else s.folder(stage)
         self.folder = StageFolder(path, stage, dict(identity), dict(inputs or {}))
         self.path, self.main = path, is_main_process()
+        if not self.main:
+            wait_for_all()  # for the main process, which makes the folder what the others see
         self.folder.open(s.overwrite, self.main, lambda: missing_files(needs(path)))
+        if self.main:
+            wait_for_all()
         self.finished = self.folder.finished
         if self.finished:
             say(f"{stage}: finished before in {relative(path)} (overwrite=true redoes it)")

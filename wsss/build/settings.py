@@ -302,6 +302,8 @@ def resolve_settings(cfg: DictConfig) -> Settings:
 
 def plain(value: Any) -> Any:
     """Settings as plain dicts, lists and scalars, for JSON and hashes."""
+    if isinstance(value, Method):  # by the keys that a user knows
+        return {"name": value.name, **(plain(value.branch) if value.branch else {})}
     if isinstance(value, Component):
         options = value.options.get("options", value.options)
         return {TARGET: value.target, **plain(options)}

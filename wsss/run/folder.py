@@ -159,7 +159,9 @@ class StageFolder:
     def _results(self) -> list[Path]:
         """What lies in the folder besides notes of its beginning and logs."""
         notes = (STARTED, LOCK, FAILED, ".hydra")
-        return [p for p in self.path.iterdir() if p.name not in notes and not _is_log(p)]
+        found = [p for p in self.path.iterdir() if p.name not in notes and not _is_log(p)]
+        # Folders that another process of this run was quick to make are no results.
+        return [p for p in found if p.is_symlink() or not p.is_dir() or any(p.iterdir())]
 
     def _mark(self, **more: Any) -> None:
         now = {"settings": self.settings, "inputs": self.inputs}
