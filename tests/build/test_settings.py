@@ -200,7 +200,7 @@ def test_as_plain_content_settings_are_what_was_composed(name: str) -> None:
     told = dict(keys(plain(resolve_settings(base(name)))))
     for key, value in known(name).items():
         # Names of groups' choices are no settings; a method's is.
-        if isinstance(value, dict) or key.endswith(".name") and key not in told:
+        if isinstance(value, dict) or (key.endswith(".name") and key not in told):
             assert key != "method.name"
             continue
         found = told[key]
