@@ -157,7 +157,7 @@ def test_crop_is_a_window_of_the_resized_image_on_zero_padding(shape: tuple[int,
     seen: set[tuple[bool, int]] = set()
     for seed in range(40):
         make = Crop(size, MEAN, STD, LongSide(*long_sides))
-        crop, valid, target = make(image, np.random.default_rng(seed))
+        crop, valid, target, _ = make(image, np.random.default_rng(seed))
         assert target is None
         assert crop.shape == (3, size, size) and crop.dtype == torch.float32
         assert valid.shape == (size, size) and valid.dtype == torch.float32
@@ -199,7 +199,7 @@ def test_every_length_place_and_mirror_is_drawn_evenly() -> None:
     crop = Crop(8, (0, 0, 0), (1, 1, 1), LongSide(20, 20))
     xs, ys, mirrored = [], [], 0
     for seed in range(1300):
-        out, valid, _ = crop(ramp, np.random.default_rng(seed))
+        out, valid, _, _ = crop(ramp, np.random.default_rng(seed))
         assert valid.all()
         columns = (out[0, 0] * 51).round().int().tolist()
         flip = columns[0] > columns[1]
@@ -272,7 +272,7 @@ def deeplab(side: int = 48, draw: DrawSize = AT_ONE, **options: object) -> Crop:
 def test_labels_lie_on_their_pixels(crop: Crop, share: float) -> None:
     image, labels = striped()
     for seed in range(8):
-        pixels, valid, ids = crop(image, np.random.default_rng(seed), labels)
+        pixels, valid, ids, _ = crop(image, np.random.default_rng(seed), labels)
         assert ids is not None and ids.shape == (48, 48) and ids.dtype == torch.int64
         assert torch.equal(ids != 255, valid == 1)
         assert (pixels[:, valid == 0] == 0).all()
@@ -304,7 +304,7 @@ def test_both_mirrors_and_both_ends_of_the_scale_are_reached() -> None:
     image = np.repeat(labels[:, :, None] * 100, 3, axis=2)
     left, covered = [], []
     for seed in range(60):
-        _, valid, ids = irn(160)(image, np.random.default_rng(seed), labels)
+        _, valid, ids, _ = irn(160)(image, np.random.default_rng(seed), labels)
         assert ids is not None
         rows, columns = torch.nonzero(valid, as_tuple=True)
         left.append(int(ids[rows[0], columns[0]]))
@@ -318,7 +318,9 @@ def test_in_the_corner_the_crop_is_the_image_padded_right_and_below(pad: int) ->
     image, labels = striped(20, 30)
     seen = set()
     for seed in range(20):
-        pixels, valid, ids = deeplab(36, pad_label=pad)(image, np.random.default_rng(seed), labels)
+        pixels, valid, ids, _ = deeplab(36, pad_label=pad)(
+            image, np.random.default_rng(seed), labels
+        )
         assert ids is not None and valid[:20, :30].all() and valid.sum() == 600
         for mirrored in (False, True):
             step = -1 if mirrored else 1
@@ -342,7 +344,7 @@ def test_a_large_image_is_cut_at_any_offset_and_not_padded() -> None:
     for crop in (deeplab(36, mirror=False), Crop(36, MEAN, STD, Scales((1.0,)), mirror=False)):
         tops, lefts = set(), set()
         for seed in range(200):
-            pixels, valid, _ = crop(image, np.random.default_rng(seed))
+            pixels, valid, _, _ = crop(image, np.random.default_rng(seed))
             assert valid.all()
             corner = levels(pixels)[:, 0, 0].round()
             tops.add(int(corner[0]))

@@ -417,7 +417,9 @@ def test_published_figures_belong_to_recipes_and_their_data() -> None:
     assert "cpal_fig4_tau" not in found["voc"]
     for recipes in found.values():
         for name, figures in recipes.items():
-            assert set(figures) <= {"row", "seed", "crf", "mask", "seg", "source"}, name
+            assert set(figures) <= {"row", "seed", "threshold", "crf", "mask", "seg", "source"}, (
+                name
+            )
             assert {"row", "source"} <= set(figures) and (RECIPES / f"{name}.yaml").is_file()
 
 

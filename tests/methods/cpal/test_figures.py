@@ -138,8 +138,11 @@ def test_components_are_added_one_by_one_and_the_branch_stays_as_it_was() -> Non
     given = (one.z, one.structure, one.cam, one.label[None])
     with torch.no_grad():
         for title, changed in (
-            ("context prototypes", {"neighbors": "all", "positiveness": False}),
-            ("+ prototype-aware", {}),
+            (
+                "context prototypes",
+                {"neighbors": "all", "positiveness": False, "test": {"alignment": "off"}},
+            ),
+            ("+ prototype-aware", {"test": {"alignment": "off"}}),
             ("+ alignment", {"test": {"alignment": "batch"}}),
         ):
             other = make_branch(**changed)
