@@ -132,6 +132,15 @@ def test_frozen_tower_is_in_no_state_dict_and_answers_as_before() -> None:
     assert found.double().trunk(images.double(), look=False).tokens.dtype == torch.float64
 
 
+def test_default_sizes_are_those_of_vit_b_16() -> None:
+    """149.62 million weights, 86.19 of them for images, as open_clip lists the model."""
+    network = build_clip(TowerSettings(), True)
+    whole, images = (
+        sum(p.numel() for p in part.parameters()) for part in (network, network.visual)
+    )
+    assert (round(whole / 1e6, 2), round(images / 1e6, 2)) == (149.62, 86.19)
+
+
 def test_texts_are_unit_vectors_that_depend_on_the_words() -> None:
     torch.manual_seed(0)
     clip = load_clip(None, SIZES, True, ["a clean origami cat.", "a clean origami sofa."])
