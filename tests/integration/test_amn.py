@@ -95,8 +95,8 @@ def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     process.wait()
     run = folder(program.out, "killed")
     assert not (run / "train" / "manifest.json").exists()
-    assert "resumes at step" in program(*settings, "run_name=killed").stdout
-    program(*settings, "run_name=straight")
+    assert "resumes at step" in program(*settings, "run_name=killed", fresh=True).stdout
+    program(*settings, "run_name=straight", fresh=True)
     killed, straight = weights(run), weights(folder(program.out, "straight"))
     for key, value in straight.items():
         assert torch.equal(value, killed[key]), key
@@ -109,7 +109,7 @@ def test_two_processes_train_as_one(program, labels: str) -> None:
     rates = ("optimizer.lr=0.01", "optimizer.head_lr=0.1")
     program("run_name=one", *same, *rates)
     two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    program("run_name=two", *same, *rates, *two)
+    program("run_name=two", *same, *rates, *two, fresh=True)
     one, other = (weights(folder(program.out, name)) for name in ("one", "two"))
     for key, value in one.items():
         torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4, msg=key)
