@@ -90,7 +90,7 @@ def test_two_processes_train_as_one(program) -> None:
     options = ["stage=train", *TINY, "trainer.precision=32-true"]  # drop_path is 0 there
     program("run_name=one", *options)
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    program("run_name=two", *options, *ddp)
+    program("run_name=two", *options, *ddp, fresh=True)
     (one,), (two,) = (list((program.out / name).glob("*")) for name in ("one", "two"))
     found = weights(two)
     for key, value in weights(one).items():
