@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -115,6 +115,8 @@ def fit(
     """
     s, path = job.settings, job.path
     own = [c(**({"folder": path} if c.takes("folder") else {})) for c in s.callbacks.values()]
+    if not job.loggers:  # it has nowhere to put the rate
+        own = [one for one in own if not isinstance(one, LearningRateMonitor)]
     checkpoint = path / CHECKPOINT
     resume = checkpoint if checkpoint.is_file() else None
     resumed_at = 0
