@@ -73,13 +73,14 @@ class Program:
             assert done.returncode == 0, said
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Begin, to be killed."""
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Begin, to be killed; `options` go to `Popen`."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / "run.py"), *self.arguments(*arguments)],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             env=self.env,
+            **options,
         )
 
     def elsewhere(self, folder: Path) -> Program:

@@ -68,16 +68,18 @@ def test_stored_maps_are_the_sum_over_scales_at_the_stride_wanted(
     assert manifest["kinds"] == {"cam": False} and manifest["images"] == 6
     maps = s.folder("make_cam") / "maps"
     assert {p.stem for p in maps.iterdir()} == set(scenes.names("train"))
+    deviations = []
     for name in scenes.names("train"):
         stored = read_class_maps(maps / f"{name}.npz")
         with np.load(maps / f"{name}.npz") as raw:
             assert raw["map_cam"].dtype == dtype
         expected = slow_maps(s, scenes, name, stride)
-        assert expected.std() > 0.05
+        deviations.append(expected.std())
         assert stored.maps["cam"].shape == expected.shape and stored.size == (64, 64)
         # Pillow resizes in bytes otherwise than torchvision, by 2 of 255 at most.
         difference = np.abs(stored.maps["cam"] - expected)
         assert difference.mean() < step + 0.005 and difference.max() < 0.08
+    assert max(deviations) > 0.05  # the maps show something
 
 
 def slow_matrix(scenes: VOC, s: Settings, background: float) -> np.ndarray:

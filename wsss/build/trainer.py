@@ -115,8 +115,6 @@ def fit(
     """
     s, path = job.settings, job.path
     own = [c(**({"folder": path} if c.takes("folder") else {})) for c in s.callbacks.values()]
-    if not job.loggers:  # it has nowhere to put the rate
-        own = [one for one in own if not isinstance(one, LearningRateMonitor)]
     checkpoint = path / CHECKPOINT
     resume = checkpoint if checkpoint.is_file() else None
     resumed_at = 0
@@ -127,6 +125,8 @@ def fit(
             keep_metrics(path, resumed_at)
     elif greeting:
         say(f"{job.stage}: {greeting}")
+    if not job.loggers:  # it has nowhere to put the rate
+        own = [one for one in own if not isinstance(one, LearningRateMonitor)]
     # A training of few steps is logged, too.
     every = min(s.trainer.log_every_n_steps, data.steps_per_epoch)
     engine = build_trainer(

@@ -65,6 +65,12 @@ class EpochCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have the logs on disk before the checkpoint: what it goes on after is not made again."""
+        for logger in trainer.loggers:
+            logger.save()
+        super().on_train_epoch_end(trainer, pl_module)
+
 
 def seed_of(*key: int) -> int:
     """A seed for generators that take 32 bits; other keys, however alike, give another one."""
