@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import PolynomialLR
 
 from wsss.backbones.base import Backbone
 from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import check_range, resize_labels
 from wsss.errors import WsssError
+from wsss.hosts.base import groups
+from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
 from wsss.refine.affinity import affinity_labels, affinity_loss, displacement_loss
 from wsss.refine.paths import path_index
 from wsss.run.callbacks import log_losses
@@ -254,26 +255,23 @@ class IRNModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD with a learning rate for each head and the poly schedule per step."""
-        o = self.optimizer_options
-        groups = [
-            {"params": self.network.edge_parameters(), "lr": o.lr_edge, "name": "edge"},
-            {
-                "params": self.network.displacement_parameters(),
-                "lr": o.lr_displacement,
-                "name": "displacement",
-            },
-        ]
-        optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
+        o, network = self.optimizer_options, self.network
+        heads = groups(
+            ("edge", network.edge_parameters(), o.lr_edge),
+            ("displacement", network.displacement_parameters(), o.lr_displacement),
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = PolynomialLR(optimizer, total_iters=steps, power=o.poly_power)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
-        }
+        steps = int(self.trainer.estimated_stepping_batches)
+        return build_optimizer(
+            heads,
+            OptimizerSettings(
+                lr=o.lr_edge,
+                head_lr=o.lr_displacement,
+                momentum=o.momentum,
+                weight_decay=o.weight_decay,
+                poly_power=o.poly_power,
+            ),
+            steps,
+        )
 
 
 @torch.no_grad()

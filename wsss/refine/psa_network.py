@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import PolynomialLR
 from torchvision.transforms.v2 import functional as V
 
 from wsss.backbones.base import Backbone, load_weights, read_state_dict
@@ -29,6 +28,8 @@ from wsss.data.datamodule import EpochSet, Sample
 from wsss.data.photographs import load_image
 from wsss.data.transforms import normalize, to_tensor
 from wsss.errors import WsssError
+from wsss.hosts.base import groups
+from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
 from wsss.maps.files import read_class_maps
 from wsss.refine.affinity import affinity_labels, pair_loss
 from wsss.refine.paths import path_index
@@ -320,22 +321,23 @@ class PSAModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD, ten times the rate for the layers on the body, and the poly schedule per step."""
-        o = self.optimizer_options
-        groups = [
-            {"params": self.network.body_parameters(), "lr": o.lr, "name": "body"},
-            {"params": self.network.head_parameters(), "lr": 10 * o.lr, "name": "head"},
-        ]
-        optimizer = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
+        o, network = self.optimizer_options, self.network
+        layers = groups(
+            ("body", network.body_parameters(), o.lr),
+            ("head", network.head_parameters(), 10 * o.lr),
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = PolynomialLR(optimizer, total_iters=steps, power=o.poly_power)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
-        }
+        steps = int(self.trainer.estimated_stepping_batches)
+        return build_optimizer(
+            layers,
+            OptimizerSettings(
+                lr=o.lr,
+                head_lr=10 * o.lr,
+                momentum=o.momentum,
+                weight_decay=o.weight_decay,
+                poly_power=o.poly_power,
+            ),
+            steps,
+        )
 
 
 def padded_features(network: PSANetwork, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write class maps as IRN's, AMN's, MCTformer's or SIPE's .npy files (refine.npy_format)."""
+"""Write class maps as another project's .npy files (refine.npy_format=irn, amn, ...)."""
 
 from __future__ import annotations
 

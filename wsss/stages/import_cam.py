@@ -1,4 +1,4 @@
-"""Take class maps from .npy files of IRN, AMN or SIPE (refine.npy=DIR) in make_cam's place."""
+"""Take class maps from another project's .npy files (refine.npy=DIR) in make_cam's place."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.photographs import load_image
 from wsss.evaluation.scoring import scored_names
+from wsss.evaluation.seeds import seed_labels
 from wsss.maps.files import ClassMaps, MapSource, read_class_maps, write_class_maps
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import prepare_crf
 from wsss.refine.psa import READINGS, PSALabelSettings, posteriors
 from wsss.run.pool import parallel
-from wsss.show.overlays import label_overlay
-from wsss.show.sheets import Drawing, truth_column
+from wsss.show.sheets import seed_column, truth_column
 
 POSTERIORS = "posteriors"
 
@@ -53,23 +53,9 @@ class Shares:
 
     def __call__(self, name: str) -> np.ndarray:
         """(3,) int64 of the image `name`."""
-        labels = [reading_labels(self.posteriors, name, kind) for kind in READINGS]
-        return np.array([labels[0].size, *((one > 0).sum() for one in labels)], dtype=np.int64)
-
-
-def reading_labels(folder: Path, name: str, kind: str) -> np.ndarray:
-    """Class ids (H, W) of one reading's arg max."""
-    stored = read_class_maps(folder / f"{name}.npz", kind)
-    return np.concatenate([[0], stored.classes])[stored.maps[kind].argmax(axis=0)]
-
-
-def reading_column(folder: Path, kind: str) -> Drawing:
-    """Draws the arg max of one reading over the photograph."""
-
-    def shown(name: str, picture: np.ndarray) -> np.ndarray:
-        return label_overlay(picture, reading_labels(folder, name, kind).astype(np.uint8))
-
-    return shown
+        stored = read_class_maps(self.posteriors / f"{name}.npz")
+        readings = [seed_labels(stored.maps[kind], stored.classes, None)[0] for kind in READINGS]
+        return np.array([readings[0].size, *((one > 0).sum() for one in readings)], dtype=np.int64)
 
 
 def run(s: Settings) -> Result:
@@ -98,7 +84,7 @@ def run(s: Settings) -> Result:
     shares = dict(zip(READINGS, (count / pixels for count in foreground), strict=True))
     facts = {"images": len(names), **{f"{k}_foreground_share": v for k, v in shares.items()}}
     job.facts(facts)
-    columns = {f"{kind} reading": reading_column(folder, kind) for kind in READINGS}
+    columns = {f"{kind} reading": seed_column(folder, kind, 0.0) for kind in READINGS}
     scored = scored_names(image_set, s.data.eval_split, names)
     if scored:
         columns["truth"] = truth_column(image_set)

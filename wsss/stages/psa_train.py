@@ -76,7 +76,10 @@ def load_psa(s: Settings, path: Path) -> PSANetwork:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         first = str(error).splitlines()[0]
-        raise WsssError(f"{path}: no PSA weights of this network ({first[:200]})") from error
+        raise WsssError(
+            f"{path}: no PSA weights of this network ({first[:200]}); delete it and run "
+            "stage=psa_train again"
+        ) from error
     return network.eval()
 
 
