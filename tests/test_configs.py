@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wsss.build.settings import resolve_settings
-from wsss.cli import CONF, choices_of, head, settings_of, settings_path
+from wsss.cli import CONF, MOVED, choices_of, head, settings_of, settings_path
 from wsss.errors import WsssError
 from wsss.stages import stage_names
 
@@ -143,3 +143,9 @@ def test_published_numbers_of_a_readme_are_those_of_its_recipes(path: Path) -> N
         expected = numbers_of([OmegaConf.to_container(one) for one in published])
         last = max(i for i, cell in enumerate(cells) if any(f"`{n}`" in cell for n in named))
         assert numbers_of(cells[last + 1 :]) <= expected, line
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_key_that_has_moved_is_there_by_its_new_name_alone(old: str, new: str) -> None:
+    cfg = composed("experiment=cpal_voc")
+    assert OmegaConf.select(cfg, new) is not None and OmegaConf.select(cfg, old) is None

@@ -28,7 +28,7 @@ DOCTOR = {"doctor", "stage=doctor"}  # both words for the check of the installat
 MOVED = {
     "trainer.max_epochs": "training.max_epochs",
     "trainer.gradient_clip_val": "training.gradient_clip_val",
-    "method.neighbors": "method.neighbors",
+    "method.neighbours": "method.neighbors",
 }
 MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
 

@@ -125,7 +125,8 @@ def fit(
             keep_metrics(path, resumed_at)
     elif greeting:
         say(f"{job.stage}: {greeting}")
-    if not job.loggers:  # it has nowhere to put the rate
+    # Only now, as the loggers begin a new metrics.csv. Without any the rate has nowhere to go.
+    if not job.loggers:
         own = [one for one in own if not isinstance(one, LearningRateMonitor)]
     # A training of few steps is logged, too.
     every = min(s.trainer.log_every_n_steps, data.steps_per_epoch)
