@@ -24,6 +24,7 @@ from wsss.run.callbacks import (
     FiniteLoss,
     PredictionProgress,
     SeedEpochs,
+    log_epoch,
     log_losses,
 )
 from wsss.run.logs import read_metrics
@@ -171,6 +172,31 @@ def test_everything_random_in_an_epoch_comes_from_seed_and_epoch(tmp_path: Path)
     other = Terms()
     run(other, tmp_path / "d", [SeedEpochs(4)])
     assert not set(other.drawn) & set(straight.drawn)
+
+
+def test_all_that_an_epoch_logs_is_on_disk_before_its_checkpoint(tmp_path: Path) -> None:
+    """So that a training killed at any time after it has every row once."""
+
+    class Ends(Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            log_epoch(trainer, {"bank/fill": torch.tensor(trainer.current_epoch + 0.5)})
+
+    class Looks(EpochCheckpoint):
+        seen: tuple[list[dict[str, str]], ...] = ()
+
+        def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+            self.seen = (*self.seen, read_metrics(tmp_path / "metrics.csv"))
+            super()._save_checkpoint(trainer, filepath)
+
+    looks = Looks(tmp_path)
+    logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=1000)
+    run(Terms(), tmp_path, [Ends(), looks], epochs=2, logger=logger)
+    for epoch, rows in enumerate(looks.seen, 1):
+        steps = [int(row["step"]) for row in rows if row["train/loss"]]
+        assert steps == list(range(STEPS * epoch))
+        ends = [(int(r["epoch"]), int(r["step"]), r["bank/fill"]) for r in rows if r["bank/fill"]]
+        assert ends == [(n, STEPS * (n + 1) - 1, str(n + 0.5)) for n in range(epoch)]
+    assert len(looks.seen) == 2
 
 
 def test_a_prediction_counts_its_pictures(tmp_path: Path, capsys) -> None:

@@ -45,6 +45,23 @@ def log_losses(
     return {"loss": total, "terms": {name: loss.detach() for name, loss in losses.items()}}
 
 
+def log_epoch(trainer: pl.Trainer, values: Mapping[str, Any]) -> None:
+    """Log what an epoch has come to, at its last step, from `on_train_epoch_end`.
+
+    Lightning's own `log(on_epoch=True)` reaches the loggers after the checkpoint is written: a
+    training killed in between would go on without that row.
+
+    Args:
+        trainer: the engine.
+        values: figures by name, equal on all processes.
+    """
+    figures = {name: float(value) for name, value in values.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(
+            {"epoch": trainer.current_epoch, **figures}, step=trainer.global_step - 1
+        )
+
+
 class EpochCheckpoint(ModelCheckpoint):
     """`last.ckpt` in the stage's folder after each epoch, from which a killed training goes on.
 

@@ -12,7 +12,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from wsss.data.datamodule import WholeSet
 from wsss.methods.base import Network
 from wsss.methods.cpal.bank import PrototypeBank
-from wsss.run.callbacks import seed_of
+from wsss.run.callbacks import log_epoch, seed_of
 from wsss.run.progress import track
 
 
@@ -133,5 +133,4 @@ class PrototypeCallback(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log how full the bank is and how large this epoch's clusters are."""
         bank: PrototypeBank = pl_module.branch.bank  # type: ignore[union-attr, assignment]
-        for name, value in bank.statistics().items():
-            pl_module.log(f"bank/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+        log_epoch(trainer, {f"bank/{name}": value for name, value in bank.statistics().items()})
