@@ -45,7 +45,8 @@ from wsss.stages import get_stage  # noqa: E402
 
 CHAIN = (
     *("train", "make_cam", "eval_cam", "crf", "irn_labels", "irn_train", "irn_masks"),
-    *("seg_train", "seg_eval"),
+    *("psa_labels", "psa_train", "psa_masks"),
+    *("seg_train", "seg_eval", "seg_predict", "seg_export"),
 )
 TINY = (
     f"hydra.searchpath=[file://{ROOT}/tests/integration/conf]",
@@ -54,6 +55,8 @@ TINY = (
     *("segmentation.workers=2", "refine.irn.features=method", "refine.irn.scale=[0.75,1.25]"),
     *("refine.irn.crop_size=64", "refine.irn.batch_size=4", "refine.irn.radius=4"),
     "refine.irn.max_epochs=3",
+    *("refine.psa.network=backbone", "refine.psa.crop_size=64", "refine.psa.radius=3"),
+    *("refine.psa.batch_size=4", "refine.psa.max_epochs=3", "refine.psa_walk.radius=3"),
 )
 NOT_RESULTS = {"seconds", "revision", "time"}
 MOST = 3  # kills of one round
@@ -165,6 +168,9 @@ def results(content: Any) -> Any:
 
 def content_of(path: Path) -> Any:
     """What a file holds, in a form that can be compared."""
+    if path.suffix == ".pt2":
+        program = torch.export.load(path)
+        return {"weights": dict(program.state_dict), "graph": program.graph_module.code}
     if path.suffix in (".ckpt", ".pt"):
         return torch.load(path, map_location="cpu", weights_only=True)
     if path.suffix == ".npz":
@@ -257,7 +263,8 @@ def run() -> int:
     draw, home = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     try:
         generate(home / "scenes", seed=0, n_train=12, n_val=4, size=64)
-        program = Program(home / "work", (*TINY, f"data.root={home / 'scenes'}", *more))
+        given = (f"data.root={home / 'scenes'}", f"input={home / 'scenes' / 'images'}")
+        program = Program(home / "work", (*TINY, *given, *more))
         program.folder.mkdir()
         rows = []
         for stage in CHAIN:

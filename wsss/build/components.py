@@ -40,15 +40,17 @@ class Component:
         return name in inspect.signature(self.make).parameters
 
 
-def component(content: Mapping[str, Any] | None, key: str) -> Component:
+def component(content: Mapping[str, Any] | None, key: str, kind: type = object) -> Component:
     """A component from its part of the configuration.
 
     Args:
         content: `_target_` and options; None, where it is missing, is an error.
         key: what the part is called, e.g. `backbone`.
+        kind: what it has to build: a class of this kind, or a function whose annotation says so.
 
     Raises:
-        WsssError: there is no such target, an unknown key, or a value of a wrong type.
+        WsssError: there is no such target, it is of another kind, an unknown key, or a value of a
+            wrong type.
     """
     if not isinstance(content, Mapping):
         shown = "null" if content is None else content
@@ -60,9 +62,12 @@ def component(content: Mapping[str, Any] | None, key: str) -> Component:
         make = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise WsssError(f"{key}._target_={target}: can't be imported ({_last(error)})") from error
-    kind = getattr(make, "Settings", None)
-    if kind is not None:
-        return Component(target, make, {"options": resolve(kind, options, key)})
+    made = make if inspect.isclass(make) else get_type_hints(make).get("return")
+    if not issubclass(made if inspect.isclass(made) else object, kind):
+        raise WsssError(f"{key}._target_={target}: builds no {kind.__name__}")
+    typed = getattr(make, "Settings", None)
+    if typed is not None:
+        return Component(target, make, {"options": resolve(typed, options, key)})
     if "name" in content and "name" in inspect.signature(make).parameters:
         options["name"] = content["name"]
     return Component(target, make, check_call(make, options, key))

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 
+from wsss.backbones.base import Backbone
 from wsss.build.components import TARGET, Component, component
+from wsss.data.base import ImageSet
 from wsss.data.transforms import check_range
 from wsss.errors import WsssError
+from wsss.hosts.base import Host
 from wsss.hosts.optimizer import OptimizerSettings
+from wsss.methods.base import Branch
 from wsss.refine.crf import Complement, CrfSettings
 from wsss.refine.irn import IRNSettings
 from wsss.refine.labels import LabelSettings
@@ -283,20 +289,23 @@ def resolve_settings(cfg: DictConfig) -> Settings:
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     given: dict[str, Any] = {str(k): v for k, v in content.items() if k not in ("hydra", "first")}
-    for key in ("backbone", "host"):
-        given[key] = component(given.get(key), key)
+    given["backbone"] = component(given.get("backbone"), "backbone", Backbone)
+    given["host"] = component(given.get("host"), "host", Host)
     method = given.get("method") or {}
-    branch = component(method, "method") if TARGET in method else None
+    branch = component(method, "method", Branch) if TARGET in method else None
     unknown = [key for key in method if key not in (TARGET, "name")]
     if branch is None and unknown:
         raise WsssError(f"method.{unknown[0]}: method={method.get('name')} has no keys")
     given["method"] = Method(str(method.get("name")), branch)
     data = dict(given.get("data") or {})
-    data["image_set"] = component(data.get("image_set"), "data.image_set")
+    data["image_set"] = component(data.get("image_set"), "data.image_set", ImageSet)
     given["data"] = data
-    for key in ("logger", "callbacks"):
-        entries = (given.get(key) or {}).items()
-        given[key] = {name: component(entry, f"{key}.{name}") for name, entry in entries if entry}
+    for key, kind in (("logger", Logger), ("callbacks", Callback)):
+        given[key] = {
+            name: component(entry, f"{key}.{name}", kind)
+            for name, entry in (given.get(key) or {}).items()
+            if entry
+        }
     return resolve(Settings, given)
 
 
