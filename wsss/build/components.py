@@ -55,7 +55,11 @@ def component(content: Mapping[str, Any] | None, key: str, kind: type = object) 
     if not isinstance(content, Mapping):
         shown = "null" if content is None else content
         raise WsssError(f"{key}={shown}: must be a choice of its group, or give {TARGET} and keys")
-    options = {name: value for name, value in content.items() if name not in (TARGET, "name")}
+    options = {
+        name: _parts(value, f"{key}.{name}")
+        for name, value in content.items()
+        if name not in (TARGET, "name")
+    }
     target = str(content.get(TARGET))
     module, _, name = target.rpartition(".")
     try:
@@ -71,6 +75,15 @@ def component(content: Mapping[str, Any] | None, key: str, kind: type = object) 
     if "name" in content and "name" in inspect.signature(make).parameters:
         options["name"] = content["name"]
     return Component(target, make, check_call(make, options, key))
+
+
+def _parts(value: Any, key: str) -> Any:
+    """A value with the components in it."""
+    if not isinstance(value, Mapping):
+        return value
+    if TARGET in value:
+        return component(value, key)
+    return {name: _parts(one, f"{key}.{name}") for name, one in value.items()}
 
 
 def check_call(make: Callable[..., Any], options: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -137,21 +137,33 @@ def find_checkpoint(
 
 def training_identity(s: Settings) -> dict[str, Any]:
     """All that the result of a training depends on."""
-    method = plain(s.method.branch) if s.method.branch else {}
-    method.pop("test", None)
     data = plain(s.data)
     return {
         "data": {
             k: data[k] for k in ("name", "train_split", "crop_size", "long_side", "batch_size")
         },
         "host": host_identity(s),
-        "method": {"name": s.method.name, **method},
+        "method": {"name": s.method.name, **method_options(s)[0]},
         "backbone": backbone_identity(s),
         "optimizer": plain(s.optimizer),
         "training": plain(s.training),
         "trainer": trainer_identity(s),
         "seed": s.seed,
     }
+
+
+def method_options(s: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the method: those that a training depends on, and those of map making alone."""
+    return _split(plain(s.method.branch)) if s.method.branch else ({}, {})
+
+
+def _split(method: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    trained = {key: value for key, value in method.items() if key != "test"}
+    if "branches" not in method:
+        return trained, method.get("test", {})
+    parts = {name: _split(one) for name, one in method["branches"].items()}
+    trained["branches"] = {name: part[0] for name, part in parts.items()}
+    return trained, {name: part[1] for name, part in parts.items()}
 
 
 def host_identity(s: Settings) -> dict[str, Any]:

@@ -49,12 +49,16 @@ class Branch(nn.Module):
         kinds: the kinds of map that `maps` gives, in order, the method's own last; the value says
             whether the kind has a background channel of its own, which stands first.
         host_weight: factor on the host's losses.
+        trains_host: whether its losses, or `host_weight`, act on what the host learns.
+        name: among `Several`; empty for a method alone.
     """
 
     Settings: ClassVar[type]
 
     kinds: dict[str, bool]
     host_weight: float = 1.0
+    trains_host: bool = True
+    name: str = ""
 
     def __init__(
         self, options: Any, channels: Sequence[int], num_classes: int, seed: int = 0
@@ -93,6 +97,10 @@ class Branch(nn.Module):
             (K, h, w), or (K+1, h, w) with the background first where the kind has one.
         """
         raise RuntimeError(f"{type(self).__name__} must implement maps")
+
+    def learners(self) -> list[list[nn.Parameter]]:
+        """Its parameters in groups that do not act on one another in a training."""
+        return [list(self.parameters())]
 
     def callbacks(self) -> list[pl.Callback]:
         """Callbacks that a training needs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsss.data.datamodule import WholeSet
 from wsss.errors import WsssError
@@ -43,6 +43,10 @@ class SeedNetwork(pl.LightningModule):
         self.host, self.branch = host, branch
         self.optimizer_options = optimizer
         self.kinds = {**host.kinds, **(branch.kinds if branch else {})}
+        for kind in host.kinds.keys() & (branch.kinds if branch else {}).keys():
+            raise WsssError(
+                f"method.branches.{kind}: the host's maps have this name, choose another"
+            )
         channels_last = memory_format == "channels_last"
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
@@ -123,6 +127,26 @@ class SeedNetwork(pl.LightningModule):
         if not losses:  # a method in its warm-up on a host that learns nothing
             losses = {"none": 0 * torch.stack([p.sum() for p in self.parameters()]).sum()}
         return log_losses(self, losses, batch["image"].shape[0])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all that act on one another.
+
+        What does not train the host is clipped apart from it: with one norm over both the host
+        would take smaller steps than without it.
+        """
+        if gradient_clip_val is None:
+            return
+        parts = [list(self.host.parameters())]
+        if self.branch is not None:
+            apart = self.branch.learners()
+            parts = [sum(apart, parts[0])] if self.branch.trains_host else [*parts, *apart]
+        for part in parts:
+            nn.utils.clip_grad_norm_(part, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule over all steps of this training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from wsss.build.identity import find_checkpoint
+from wsss.build.identity import find_checkpoint, method_options
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import Settings, plain
@@ -17,8 +17,7 @@ def run(s: Settings) -> Result:
     """Draw with the trained weights; the images are spread over data.eval_split or named."""
     image_set = build_image_set(s)
     checkpoint, source = find_checkpoint(s, "figures", image_set.classes)
-    method = plain(s.method.branch) if s.method.branch else {}
-    identity = {"figures": plain(s.figures), "test": method.get("test", {})}
+    identity = {"figures": plain(s.figures), "test": method_options(s)[1]}
     job = Job(s, "figures", identity, {"train": source})
     if job.finished or not job.main:
         return job.result()
@@ -43,4 +42,6 @@ def run(s: Settings) -> Result:
     for path in files:
         say(f"figures: {relative(path)}")
     text = f"{len(files)} files" if files else f"method={s.method.name} has no figures of its own"
-    return job.close(text, job.path, files=[path.name for path in files])
+    return job.close(
+        text, job.path, files=[path.relative_to(job.path).as_posix() for path in files]
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from wsss.build.identity import find_checkpoint, given_of, images_of
+from wsss.build.identity import find_checkpoint, given_of, images_of, method_options
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import MakeCamSettings, Settings, plain
@@ -59,11 +59,10 @@ class MapMaker(pl.LightningModule):
 
 def map_identity(s: Settings) -> dict[str, Any]:
     """All that class maps depend on, the training apart."""
-    method = plain(s.method.branch) if s.method.branch else {}
     data = plain(s.data)
     return {
         "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
-        "test": method.get("test", {}),
+        "test": method_options(s)[1],
         "data": {k: data[k] for k in ("infer_split", "scales", "infer_long_side")},
     }
 

@@ -88,7 +88,7 @@ class ToyHost(pl.LightningModule):
         self.losses = []
 
     def configure_callbacks(self):
-        return [PrototypeCallback(seed=2, warmup_epochs=1)]
+        return [PrototypeCallback(self.branch, seed=2, warmup_epochs=1)]
 
     def training_step(self, batch, batch_idx):
         feature = self.body(batch["image"])
@@ -142,7 +142,7 @@ def test_training_resumed_within_an_epoch_keeps_the_epochs_clusters(tmp_path):
     host = ToyHost()
     host.load_state_dict(state["state_dict"])
     before = host.branch.bank.context.clone()
-    callback = PrototypeCallback(seed=2, warmup_epochs=1)
+    callback = PrototypeCallback(host.branch, seed=2, warmup_epochs=1)
     callback.on_train_epoch_start(SimpleNamespace(current_epoch=1), host)
     assert torch.equal(host.branch.bank.context, before)
     assert int(host.branch.bank.clustered_epoch) == 1
@@ -159,10 +159,10 @@ def test_fill_and_cluster_sizes_are_logged(tmp_path):
     assert float(columns["bank/cluster_size_max"]) == float(sizes.max())
 
 
-def module_with_bank() -> SimpleNamespace:
+def branch_with_bank() -> SimpleNamespace:
     bank = PrototypeBank(2, dim=3, options=BankSettings(size=10, clusters=2))
     bank.push(torch.randn(12, 3), torch.arange(12) % 2)
-    return SimpleNamespace(branch=SimpleNamespace(bank=bank))
+    return SimpleNamespace(bank=bank, name="")
 
 
 @pytest.mark.parametrize(
@@ -177,24 +177,25 @@ def module_with_bank() -> SimpleNamespace:
     ],
 )
 def test_epochs_that_cluster(options, clustered):
-    module, callback = module_with_bank(), PrototypeCallback(**options)
+    branch = branch_with_bank()
+    callback = PrototypeCallback(branch, **options)
     seen = []
     for epoch in range(4):
-        callback.on_train_epoch_start(SimpleNamespace(current_epoch=epoch), module)
-        seen.append(int(module.branch.bank.clustered_epoch))
+        callback.on_train_epoch_start(SimpleNamespace(current_epoch=epoch), SimpleNamespace())
+        seen.append(int(branch.bank.clustered_epoch))
     assert seen == clustered
 
 
 def test_refill_comes_before_clustering(monkeypatch):
-    module = module_with_bank()
+    own, module = branch_with_bank(), SimpleNamespace()
     fresh = torch.tensor([[5.0, 0, 0], [0, 5.0, 0]])
 
     def refill(network, branch, images):
-        assert (network, branch, images) == (module, module.branch, "images")
+        assert (network, branch, images) == (module, own, "images")
         branch.bank.clear()
         branch.bank.push(fresh, torch.tensor([0, 1]))
 
     monkeypatch.setattr(callback_module, "refill", refill)
     trainer = SimpleNamespace(current_epoch=1, datamodule=SimpleNamespace(whole="images"))
-    PrototypeCallback(refill="epoch").on_train_epoch_start(trainer, module)
-    assert torch.equal(module.branch.bank.context[:, 0], fresh)
+    PrototypeCallback(own, refill="epoch").on_train_epoch_start(trainer, module)
+    assert torch.equal(own.bank.context[:, 0], fresh)

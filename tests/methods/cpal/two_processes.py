@@ -42,8 +42,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.manual_seed(0)
     bank = BankSettings(size=7, clusters=3)
     branch = CPAL(CPALSettings(projection_dim=5, neighbors=2, bank=bank), (CHANNELS,), N)
-    callback = PrototypeCallback(seed=4, warmup_epochs=1)
-    module = SimpleNamespace(branch=branch)
+    callback = PrototypeCallback(branch, seed=4, warmup_epochs=1)
+    module = SimpleNamespace()
     mine = slice(rank * IMAGES // world, (rank + 1) * IMAGES // world)
     losses, gradients = [], []
     for epoch in range(3):

@@ -90,6 +90,8 @@ class CPAL(Branch):
         super().__init__(options, channels, num_classes, seed)
         self.kinds = {"pacam": True}
         self.host_weight = options.lambda_cls
+        reaches_host = not (options.detach_cam and options.detach_features)
+        self.trains_host = options.lambda_cls != 1 or (options.lambda_self > 0 and reaches_host)
         self.projection = nn.ModuleList()
         if options.features == "hierarchical":
             self.projection.extend(side_convolutions(channels, options.side_channels))
@@ -128,7 +130,7 @@ class CPAL(Branch):
     def callbacks(self) -> list[pl.Callback]:
         """The callback that fills the bank comes with the method."""
         o = self.options
-        return [PrototypeCallback(self.seed, o.warmup_epochs, o.recluster, o.refill)]
+        return [PrototypeCallback(self, self.seed, o.warmup_epochs, o.recluster, o.refill)]
 
     def before_maps(self, network: Network, images: WholeSet) -> None:
         """Refill and cluster the bank with the final weights, where `test.refresh_bank` asks."""
@@ -148,7 +150,7 @@ class CPAL(Branch):
         """Draw bank fill and cluster sizes over the epochs."""
         from wsss.methods.cpal.figures import draw_bank_history
 
-        return [draw_bank_history(metrics, folder / "bank_history.png")]
+        return [draw_bank_history(metrics, folder / "bank_history.png", self.name)]
 
     def figures(self, network: Network, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Draw the figures of the paper for these samples, see `figures.draw`."""

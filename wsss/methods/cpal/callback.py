@@ -17,9 +17,10 @@ from wsss.run.progress import track
 
 
 class PrototypeBranch(Protocol):
-    """What the callback needs of a branch; the Lightning module holds it as `branch`."""
+    """What the callback needs of a branch."""
 
     bank: PrototypeBank
+    name: str
 
     def take_anchors(self) -> tuple[Tensor, Tensor]:
         """Anchors (P, d) and class indices (P,) of the last training batch."""
@@ -85,7 +86,7 @@ def refill(network: Network, branch: Any, images: WholeSet) -> None:
 
 
 class PrototypeCallback(pl.Callback):
-    """Keeps the bank of `pl_module.branch` (CPAL section 3.2 and its callback).
+    """Keeps the bank of a branch (CPAL section 3.2 and its callback).
 
     It has no state of its own: entries, clusters and the epoch that made them are buffers of the
     bank, so they are in the checkpoint and a resumed run equals an uninterrupted one.
@@ -93,18 +94,20 @@ class PrototypeCallback(pl.Callback):
 
     def __init__(
         self,
+        branch: PrototypeBranch,
         seed: int = 0,
         warmup_epochs: int = 1,
         recluster: Literal["epoch", "once", "never"] = "epoch",
         refill: Literal["never", "epoch"] = "never",
     ) -> None:
-        """Keep the settings, see `CPALSettings`; each epoch clusters with a seed of its own."""
+        """Keep branch and settings, see `CPALSettings`; each epoch clusters with its own seed."""
+        self.branch = branch
         self.seed, self.warmup_epochs = seed, warmup_epochs
         self.recluster, self.refill = recluster, refill
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cluster every class's entries (eq. 5), from the first epoch after the warm-up."""
-        bank: PrototypeBank = pl_module.branch.bank  # type: ignore[union-attr, assignment]
+        bank = self.branch.bank
         epoch, done = trainer.current_epoch, int(bank.clustered_epoch)
         # A run resumed within an epoch keeps the clusters that this epoch began with.
         if epoch < self.warmup_epochs or done == epoch:
@@ -112,7 +115,7 @@ class PrototypeCallback(pl.Callback):
         if self.recluster != "epoch" and done >= 0:
             return
         if self.refill == "epoch":
-            refill(pl_module, pl_module.branch, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
+            refill(pl_module, self.branch, trainer.datamodule.whole)  # type: ignore[arg-type, attr-defined]
         if self.recluster != "never":
             bank.recluster(seed_of(self.seed, epoch))
         bank.clustered_epoch.fill_(epoch)  # the warm-up is over, whatever was clustered
@@ -126,11 +129,11 @@ class PrototypeCallback(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Push the anchors of all processes, in rank order."""
-        branch: PrototypeBranch = pl_module.branch  # type: ignore[assignment]
-        anchors, classes = gather_anchors(*branch.take_anchors())
-        branch.bank.push(anchors, classes)
+        anchors, classes = gather_anchors(*self.branch.take_anchors())
+        self.branch.bank.push(anchors, classes)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log how full the bank is and how large this epoch's clusters are."""
-        bank: PrototypeBank = pl_module.branch.bank  # type: ignore[union-attr, assignment]
-        log_epoch(trainer, {f"bank/{name}": value for name, value in bank.statistics().items()})
+        bank = f"{self.branch.name}/bank".lstrip("/")
+        values = self.branch.bank.statistics().items()
+        log_epoch(trainer, {f"{bank}/{name}": value for name, value in values})

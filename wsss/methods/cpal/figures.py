@@ -278,12 +278,13 @@ def draw_bank(bank: PrototypeBank, names: Sequence[str], path: Path) -> Path | N
     return path
 
 
-def draw_bank_history(metrics: Path, file: Path) -> Path:
+def draw_bank_history(metrics: Path, file: Path, branch: str = "") -> Path:
     """Fill of the bank and cluster sizes over the epochs, from the CSV logger's file.
 
     Args:
         metrics: `metrics.csv` of a training run.
         file: PNG to write.
+        branch: name of the branch among several.
 
     Returns:
         `file`.
@@ -293,9 +294,10 @@ def draw_bank_history(metrics: Path, file: Path) -> Path:
     """
     if not metrics.is_file():
         raise WsssError(f"{metrics}: no such file; train with the csv logger first")
-    rows = [row for row in read_metrics(metrics) if row.get("bank/fill_mean")]
+    bank = f"{branch}/bank".lstrip("/")
+    rows = [row for row in read_metrics(metrics) if row.get(f"{bank}/fill_mean")]
     if not rows:
-        raise WsssError(f"{metrics}: no bank/fill_mean column; it is not the log of a CPAL run")
+        raise WsssError(f"{metrics}: no {bank}/fill_mean column; it is not the log of a CPAL run")
     epochs = [int(row["epoch"]) + 1 for row in rows]
     panels = {
         "entries per class": ("fill_mean", "fill_min"),
@@ -305,7 +307,10 @@ def draw_bank_history(metrics: Path, file: Path) -> Path:
         for axis, (title, columns) in zip(made.subplots(1, 2), panels.items(), strict=True):
             nested(
                 axis,
-                {name: (epochs, [float(row[f"bank/{name}"]) for row in rows]) for name in columns},
+                {
+                    name: (epochs, [float(row[f"{bank}/{name}"]) for row in rows])
+                    for name in columns
+                },
             )
             axis.set(title=title, xlabel="epoch")
             axis.set_ylim(bottom=0)

@@ -104,6 +104,7 @@ class SIPE(Branch):
         """
         super().__init__(options, channels, num_classes, seed)
         self.kinds = {"is_cam": options.background != "threshold"}
+        self.trains_host = options.gsc_weight > 0 and not options.detach_cam
         self.sides = nn.ModuleList()
         if options.features == "hierarchical":
             self.sides.extend(side_convolutions(channels, options.side_channels))
