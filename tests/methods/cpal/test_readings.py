@@ -107,8 +107,8 @@ def test_a_reading_that_is_also_the_branch_s_gives_its_maps(
 def test_clusters_of_the_tool_s_bank_are_those_of_the_branch(tool: ModuleType) -> None:
     generator = torch.Generator().manual_seed(0)
     anchors, classes = torch.randn(90, 6, generator=generator), torch.arange(90) % 4
-    ours = tool.cluster(anchors, classes, count=4, size=20, k=5, seed=7)
-    bank = PrototypeBank(3, 6, BankSettings(size=20, clusters=5))
+    ours = tool.cluster(anchors, classes, count=4, size=30, k=5, seed=7)
+    bank = PrototypeBank(3, 6, BankSettings(size=30, clusters=5))
     bank.push(anchors[classes > 0], classes[classes > 0] - 1)
     bank.recluster(7)
     for n in range(3):
