@@ -36,7 +36,7 @@ from torch import Tensor  # noqa: E402
 from wsss.build.identity import find_checkpoint  # noqa: E402
 from wsss.build.objects import build_image_set, load_network, whole_set  # noqa: E402
 from wsss.build.settings import Settings  # noqa: E402
-from wsss.cli import compose_for_doctor  # noqa: E402
+from wsss.cli import compose_for_doctor, quote_paths  # noqa: E402
 from wsss.data.base import ImageSet  # noqa: E402
 from wsss.evaluation.confusion import confusion  # noqa: E402
 from wsss.evaluation.curves import ThresholdCurve  # noqa: E402
@@ -565,7 +565,7 @@ def main() -> None:
     args = parser.parse_args()
     patterns = args.rows.split(";")
     measure(
-        compose_for_doctor(args.overrides),
+        compose_for_doctor([quote_paths(one) for one in args.overrides]),
         args.to,
         args.cache,
         lambda name: any(fnmatch.fnmatchcase(name, one) for one in patterns),
