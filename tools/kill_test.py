@@ -194,8 +194,10 @@ def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
                 yield f"{where}.{key} is in one only"
             else:
                 yield from differences(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        for n, (one, other) in enumerate(zip(a, b, strict=True)):
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            yield f"{where} has {len(a)} and {len(b)} entries"
+        for n, (one, other) in enumerate(zip(a, b, strict=False)):
             yield from differences(one, other, f"{where}[{n}]")
     elif isinstance(a, (torch.Tensor, np.ndarray)) and isinstance(b, type(a)):
         one, other = np.asarray(a), np.asarray(b)
@@ -263,7 +265,7 @@ def run() -> int:
     draw, home = random.Random(options.seed), Path(tempfile.mkdtemp(prefix="kill_test_"))
     try:
         generate(home / "scenes", seed=0, n_train=12, n_val=4, size=64)
-        given = (f"data.root={home / 'scenes'}", f"input={home / 'scenes' / 'images'}")
+        given = (f"data.root={home / 'scenes'}", f"input={home / 'scenes' / 'JPEGImages'}")
         program = Program(home / "work", (*TINY, *given, *more))
         program.folder.mkdir()
         rows = []

@@ -22,6 +22,7 @@ from wsss.run.callbacks import (
     CHECKPOINT,
     EpochCheckpoint,
     FiniteLoss,
+    LearningRates,
     PredictionProgress,
     SeedEpochs,
     log_epoch,
@@ -197,6 +198,14 @@ def test_all_that_an_epoch_logs_is_on_disk_before_its_checkpoint(tmp_path: Path)
         ends = [(int(r["epoch"]), int(r["step"]), r["bank/fill"]) for r in rows if r["bank/fill"]]
         assert ends == [(n, STEPS * (n + 1) - 1, str(n + 0.5)) for n in range(epoch)]
     assert len(looks.seen) == 2
+
+
+def test_a_step_of_several_batches_logs_its_learning_rate_once(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    run(Terms(), tmp_path, [LearningRates()], epochs=2, logger=logger, accumulate_grad_batches=2)
+    rates = [row for row in read_metrics(tmp_path / "metrics.csv") if row["lr-SGD"]]
+    assert [int(row["step"]) for row in rates] == list(range(STEPS))
+    assert {float(row["lr-SGD"]) for row in rates} == {0.01}
 
 
 def test_a_prediction_counts_its_pictures(tmp_path: Path, capsys) -> None:

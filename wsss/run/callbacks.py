@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -129,6 +129,20 @@ class SeedEpochs(Callback):
         if batch_idx == 0:
             key = (self.seed, trainer.current_epoch, trainer.global_rank)
             pl.seed_everything(seed_of(*key), verbose=False)
+
+
+class LearningRates(LearningRateMonitor):
+    """Logs the learning rates of each optimizer step, once where several batches make one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging_interval="step")
+        self.logged = -1
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Log before the first batch of a step."""
+        if trainer.global_step != self.logged:
+            self.logged = trainer.global_step
+            super().on_train_batch_start(trainer, *args, **kwargs)
 
 
 class FiniteLoss(Callback):
