@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.layers import AvgPool2dSame, Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
+from wsss.backbones import Backbone, ResNet, Timm
 from wsss.errors import WsssError
 from wsss.segmentation import export as subject
 from wsss.segmentation.base import SegmentationNetwork
+from wsss.segmentation.deeplabv2 import DeepLabV2Backbone
 from wsss.segmentation.export import (
+    FORMATS,
     ExportedSegmenter,
     check_format,
     disagreement,
     export,
+    for_any_size,
     load_exported,
-    without_ceil_mode,
 )
 from wsss.segmentation.module import Segmenter
 
@@ -105,14 +117,109 @@ def test_the_exported_network_normalizes_itself(tmp_path: Path) -> None:
     torch.testing.assert_close(original(image), full)
 
 
-@pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1), (2, 33), (64, 65)])
-def test_pooling_without_ceil_mode_gives_the_same_values(size: tuple[int, int]) -> None:
-    pool = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True))
-    x = torch.randn(2, 3, *size)
-    expected = pool(x)
-    without_ceil_mode(pool)
-    assert not any(getattr(m, "ceil_mode", False) for m in pool.modules())
-    assert torch.equal(pool(x), expected)
+POOLS = {
+    "max 3": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "max 2": nn.MaxPool2d(2, 2, ceil_mode=True),
+    "mean 2": nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+    "mean 1": nn.AvgPool2d(2, 1, ceil_mode=True, count_include_pad=False),
+    "same conv": Conv2dSame(3, 4, 3, stride=2),
+    "same wide": Conv2dSame(3, 3, 5, stride=2, groups=3, bias=False),
+    "same point": Conv2dSame(3, 4, 1, stride=2),
+    "same max": MaxPool2dSame(3, 2),
+    "same mean": AvgPool2dSame(2, 1, ceil_mode=True, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("layer", POOLS.values(), ids=POOLS)
+def test_a_layer_for_any_size_gives_the_same_values(layer: nn.Module) -> None:
+    before = nn.Sequential(copy.deepcopy(layer))
+    after = copy.deepcopy(before)
+    for_any_size(after)
+    assert not any(getattr(m, "ceil_mode", False) for m in after.modules() if m is not after)
+    for size in ((7, 8), (8, 7), (3, 2), (2, 33), (64, 65)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(after(x), before(x), atol=1e-6, rtol=1e-6)
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "resnet18": lambda: ResNet(18),
+    "tf_efficientnet_lite0": lambda: Timm("tf_efficientnet_lite0", freeze_depthwise=True),
+    "test_resnet": lambda: Timm("test_resnet"),
+    "test_byobnet": lambda: Timm("test_byobnet"),
+    "test_convnext": lambda: Timm("test_convnext"),
+}
+
+
+CASES = [*(("torch", name) for name in BACKBONES), ("onnx", "tf_efficientnet_lite0")]
+CASES += [("onnx", "test_resnet")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file_format", "name"), CASES)
+def test_a_network_on_any_backbone_is_exported_for_any_size(
+    tmp_path: Path, file_format: str, name: str
+) -> None:
+    if file_format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    original = program(msc=False, network=DeepLabV2Backbone(5, BACKBONES[name]()))
+    path = tmp_path / FORMATS[file_format]
+    export(original, path, file_format)
+    exported = load_exported(path)
+    smallest = original.smallest
+    for size in ((smallest, smallest), (smallest + 1, 133), (96, smallest + 2), (161, 111)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            assert disagreement(original(image), exported(image)) == 0
+
+
+class SamePadding(Small):
+    """As EfficientNet's stem, with pools that round up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Conv2dSame(3, 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+            Conv2dSame(8, 8, 5, stride=2, groups=8),
+            nn.Conv2d(8, 5, 3, padding=1),
+        )
+        self.finish()
+
+
+def test_same_padding_is_exported_at_several_scales(tmp_path: Path) -> None:
+    original = program(msc=True, network=SamePadding())
+    export(original, tmp_path / "s.pt2")
+    exported = load_exported(tmp_path / "s.pt2")
+    for size in ((32, 32), (33, 101), (34, 75), (121, 63)):
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            assert disagreement(original(image), exported(image)) == 0
+
+
+def test_the_readmes_script_runs_an_exported_file_without_this_package(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    original = program(msc=False)
+    export(original, tmp_path / "segmenter.onnx", "onnx")
+    (tmp_path / "segmenter.json").write_text('{"labels": ["background", "a", "b", "c", "d"]}')
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=100)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (script,) = (s for s in re.findall(r"```python\n(.*?)```", readme, re.S) if "onnxruntime" in s)
+    code = f"import sys\nsys.modules['wsss'] = None\n{script}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    photo = np.array(Image.open(tmp_path / "photo.jpg"))
+    image = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = original(image).argmax(1)[0].numpy()
+    found = np.array(Image.open(tmp_path / "labels.png"))
+    assert (found == expected).mean() > 0.999
+    assert len(done.stdout.splitlines()) == len(np.unique(found)) > 1
 
 
 def test_a_difference_is_seen_unless_it_is_a_near_tie() -> None:

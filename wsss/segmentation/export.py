@@ -11,9 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import AvgPool2dSame, Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from wsss.errors import WsssError
@@ -72,25 +75,86 @@ def check_format(file_format: str) -> None:
         if absent:
             raise WsssError(
                 f"segmentation.export.format=onnx needs {' and '.join(absent)}: "
-                f"pip install onnx onnxscript onnxruntime, or take format=torch"
+                f"pip install -c constraints.txt -e '.[onnx]', or take format=torch"
             )
 
 
-def without_ceil_mode(network: nn.Module) -> None:
-    """Put 3x3/2 max-pooling that rounds sizes up into a form that is exported for any size.
+def for_any_size(network: nn.Module) -> None:
+    """Put layers whose padding depends on the size of their input into a form for any size.
 
-    The exporter ties ceil mode to even or odd sizes. One more row and column of minus infinity
-    and sizes rounded down give the same values: floor(H / 2) + 1 = ceil((H - 1) / 2) + 1.
+    The exporter ties them to the even or odd sizes that it sees. Values stay the same:
+
+    - pooling that rounds sizes up: further rows and columns and sizes rounded down,
+      floor((H + s - 1) / s) = ceil(H / s);
+    - TensorFlow's "same" padding of timm's layers, as an expression of the size.
     """
     for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if (
-                isinstance(child, nn.MaxPool2d)
-                and child.ceil_mode
-                and (child.kernel_size, child.stride, child.padding) == (3, 2, 1)
-            ):
-                pad = nn.ConstantPad2d((0, 1, 0, 1), -float("inf"))
-                setattr(parent, name, nn.Sequential(pad, nn.MaxPool2d(3, 2, 1)))
+        for name, child in list(parent.named_children()):
+            form = _form_for_any_size(child)
+            if form is not None:
+                setattr(parent, name, form)
+
+
+def _form_for_any_size(layer: nn.Module) -> nn.Module | None:
+    """Another form of a layer; None: it needs none, or there is none."""
+    for same, plain in _SAME.items():
+        if isinstance(layer, same):
+            return _SamePadding(layer, plain)
+    if not getattr(layer, "ceil_mode", False):
+        return None
+    if isinstance(layer, nn.MaxPool2d) and isinstance(layer.stride, int) and layer.dilation == 1:
+        kernel, stride = layer.kernel_size, layer.stride
+        if isinstance(kernel, int) and kernel >= stride:
+            pad = nn.ConstantPad2d((0, stride - 1, 0, stride - 1), -float("inf"))
+            return nn.Sequential(pad, nn.MaxPool2d(kernel, stride, layer.padding))
+    if isinstance(layer, nn.AvgPool2d) and layer.padding == 0 and layer.kernel_size == 2:
+        if layer.stride == 1:
+            return nn.AvgPool2d(2, 1)
+        if layer.stride == 2:
+            # At an odd edge the mean is over one column: that of the column and its copy.
+            return nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 2))
+    return None
+
+
+# Layers of timm with "same" padding, and what they are without.
+_SAME: dict[type[nn.Module], type[nn.Module]] = {
+    Conv2dSame: nn.Conv2d,
+    MaxPool2dSame: nn.MaxPool2d,
+    AvgPool2dSame: nn.AvgPool2d,
+}
+
+
+class _SamePadding(nn.Module):
+    """TensorFlow's "same" padding before a layer: ceil(H / stride) cells, the rest of it behind.
+
+    Args:
+        layer: one of timm's; it is changed.
+        plain: its class without padding.
+    """
+
+    def __init__(self, layer: Any, plain: type[nn.Module]) -> None:
+        super().__init__()
+        dilation = _pair(getattr(layer, "dilation", 1))
+        reach = [d * (k - 1) + 1 for k, d in zip(_pair(layer.kernel_size), dilation, strict=True)]
+        self.reach, self.stride = reach, _pair(layer.stride)
+        self.value = -float("inf") if plain is nn.MaxPool2d else 0.0
+        layer.__class__ = plain
+        if max(self.stride) == 1 and hasattr(layer, "ceil_mode"):
+            layer.ceil_mode = False
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad (B, C, H, W), then the layer."""
+        pads: list[Any] = []
+        for axis in (1, 0):
+            length, stride, reach = x.shape[axis + 2], self.stride[axis], self.reach[axis]
+            total = -length % stride + reach - stride if reach >= stride else 0
+            pads += [total // 2, total - total // 2]
+        return self.layer(F.pad(x, pads, value=self.value))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def export(program: ExportedSegmenter, path: Path, file_format: str = "torch") -> None:
@@ -107,7 +171,7 @@ def export(program: ExportedSegmenter, path: Path, file_format: str = "torch") -
     check_format(file_format)
     program = copy.deepcopy(program).to("cpu", torch.float32).eval().requires_grad_(False)
     program.to(memory_format=torch.contiguous_format)
-    without_ceil_mode(program)
+    for_any_size(program)
     smallest = program.smallest
     size = 2 * smallest + 33, 2 * smallest + 67
     example = (torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)),)
