@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,9 @@ INSTALLED = requirements(PYPROJECT["dependencies"] + EXTRAS["dev"])
 
 def test_constraints_pin_every_named_dependency_within_its_floor() -> None:
     pins = constraints()
-    for name, floor in (INSTALLED | requirements(EXTRAS["sweep"] + EXTRAS["clip"])).items():
+    for name, floor in (
+        INSTALLED | requirements([one for extra in EXTRAS.values() for one in extra])
+    ).items():
         assert name in pins, f"{name} is not pinned in constraints.txt"
         assert floor.contains(pins[name]), f"{name}=={pins[name]} breaks {name}{floor}"
 
@@ -134,6 +138,40 @@ def test_make_help_lists_every_target() -> None:
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
     assert set(phony.split()) == targets
     assert {"help", "setup", "demo", "test", "lint", "format", "bench", "clean"} <= targets
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_from_any_folder_with_its_configuration(tmp_path: Path) -> None:
+    source, target, work = (tmp_path / name for name in ("source", "target", "work"))
+    work.mkdir()
+    for name in ("wsss", "conf"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "-w", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("wsss-*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
+    assert inside == {f"wsss/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
+
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    env = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+
+    def wsss(*arguments: str) -> str:
+        command = [str(target / "bin" / "wsss"), *arguments]
+        done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert wsss("--version") == f"wsss {PYPROJECT['version']}\n"
+    small = [f"data.image_set.{size}" for size in ("n_train=2", "n_val=2", "size=64")]
+    done = wsss("prepare", "experiment=demo", *small)
+    assert "prepare" in done and list((work / "outputs" / "demo").rglob("manifest.json"))
+    code = "import wsss; print(wsss.__file__)"
+    where = subprocess.check_output([sys.executable, "-c", code], cwd=work, env=env, text=True)
+    assert where.startswith(str(target))
 
 
 # A stand-in for Python that notes what it is asked for: with it the set-up takes a moment.

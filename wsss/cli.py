@@ -15,15 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsss import console
+from wsss.build.compose import CONF
 from wsss.errors import WsssError
+from wsss.version import __version__
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from wsss.build.settings import Settings
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-DOCTOR = {"doctor", "stage=doctor"}  # both words for the check of the installation
+DOCTOR = {"stage=doctor"}  # the check of the installation; `doctor` is put so
+HELP = {"help", "--help", "-h"}
 # Keys that have moved, so that an old command is told where to.
 MOVED = {
     "trainer.max_epochs": "training.max_epochs",
@@ -359,12 +362,29 @@ def _run_jobs(debug: bool) -> None:
 def main() -> None:
     """Run a stage; bad input ends with one line and exit code 1, as does a sweep's failed job."""
     arguments = sys.argv[1:]
-    if arguments in (["--help"], ["-h"]):
+    asked = HELP & set(arguments)
+    if not arguments or (asked and len(arguments) == len(asked)):
         print(overview())
         return
+    if arguments == ["--version"]:
+        print(f"wsss {__version__}")
+        return
+    if console.COMPLETION & set(arguments) and "query=bash" in arguments and console.complete():
+        return
+    try:
+        others = [
+            quote_paths(a) for a in console.understood([a for a in arguments if a not in HELP])
+        ]
+        if asked:
+            print(console.recipe_help([a for a in others if not a.startswith(("-", "stage="))]))
+            return
+    except WsssError as error:
+        fail(one_line(error))
+        sys.exit(1)
+    arguments = others
     # `run.py experiment=x -m stage=a,b`: argparse wants its flags before the overrides.
     flags = [a for a in arguments if a in ("-m", "--multirun")]
-    arguments = [quote_paths(a) for a in arguments if a not in flags]
+    arguments = [a for a in arguments if a not in flags]
     sys.argv[1:] = flags + arguments
     debug = any(argument.startswith("debug=") for argument in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra

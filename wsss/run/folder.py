@@ -13,9 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
-from wsss import __version__
 from wsss.errors import WsssError
 from wsss.files import digest, flatten, read_json, remove_parts, write_json
+from wsss.version import __version__
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
