@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from wsss.backbones.base import Backbone
-from wsss.build.settings import Settings
+from wsss.build.blueprint import seed_blueprint
+from wsss.build.components import Component
+from wsss.build.settings import Method, Settings, TrainerSettings
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet, ReadMaps, WholeSet, labels_of
 from wsss.data.transforms import Pyramid
 from wsss.errors import WsssError
 from wsss.hosts.base import Host
+from wsss.hosts.optimizer import OptimizerSettings
 from wsss.hosts.released import read_checkpoint
 from wsss.methods.network import SeedNetwork
 from wsss.run.compute import choose_memory_format
@@ -25,13 +28,51 @@ def build_image_set(s: Settings) -> ImageSet:
     return s.data.image_set()
 
 
-def build_backbone(s: Settings, pretrained: bool = True) -> Backbone:
+class Parts(Protocol):
+    """What networks are built of: the settings of a run, or what a checkpoint tells of them."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of new layers."""
+        ...
+
+    @property
+    def backbone(self) -> Component:
+        """Feature network."""
+        ...
+
+    @property
+    def trainer(self) -> TrainerSettings:
+        """Its memory format."""
+        ...
+
+
+class SeedParts(Parts, Protocol):
+    """What a seed network is built of."""
+
+    @property
+    def host(self) -> Component:
+        """What makes class maps."""
+        ...
+
+    @property
+    def method(self) -> Method:
+        """What supervises or replaces them."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """How both learn."""
+        ...
+
+
+def build_backbone(s: Parts, pretrained: bool = True) -> Backbone:
     """The backbone; without its initial weights when a checkpoint will fill it anyway."""
     torch.manual_seed(s.seed)
     return s.backbone() if pretrained else s.backbone(weights=None)
 
 
-def build_host(s: Settings, classes: tuple[str, ...], pretrained: bool = True) -> Host:
+def build_host(s: SeedParts, classes: tuple[str, ...], pretrained: bool = True) -> Host:
     """The host, on its backbone where it stands on one; its new layers drawn from the seed."""
     parts: dict[str, Any] = {"classes": classes}
     if s.host.make.on_backbone:  # type: ignore[attr-defined]
@@ -50,6 +91,13 @@ def build_network(s: Settings, classes: tuple[str, ...], pretrained: bool = True
         classes: foreground class names.
         pretrained: whether to load initial weights; a checkpoint that fills all needs none.
     """
+    network = assemble_network(s, classes, pretrained)
+    network.blueprint = seed_blueprint(s, classes)
+    return network
+
+
+def assemble_network(s: SeedParts, classes: tuple[str, ...], pretrained: bool) -> SeedNetwork:
+    """`build_network` from its parts alone."""
     host = build_host(s, classes, pretrained)
     branch = None
     if s.method.branch is not None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from wsss.backbones.base import Backbone
+from wsss.build.blueprint import segmenter_blueprint
 from wsss.build.identity import file_hash, find_checkpoint
 from wsss.build.objects import (
+    Parts,
     build_backbone,
     build_image_set,
     first_fault,
@@ -26,7 +28,7 @@ from wsss.run.folder import MANIFEST, require
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.module import Segmenter
-from wsss.segmentation.settings import ON_BACKBONE
+from wsss.segmentation.settings import ON_BACKBONE, SegmentationSettings
 
 
 def method_backbone(s: Settings, classes: tuple[str, ...], wanted_by: str) -> Backbone:
@@ -57,13 +59,42 @@ def build_segmenter(
         fresh: whether to load initial weights; a checkpoint that fills all needs none.
         wanted_by: the stage that asks, for messages.
     """
-    options = s.segmentation
     backbone = None
-    if options.network.name == ON_BACKBONE:
-        if fresh and options.features == "method":
+    if fresh and s.segmentation.network.name == ON_BACKBONE:
+        if s.segmentation.features == "method":
             backbone = method_backbone(s, build_image_set(s).classes, wanted_by)
         else:
-            backbone = build_backbone(s, pretrained=fresh)
+            backbone = build_backbone(s)
+    segmenter, network = assemble_segmenter(s, classes, backbone, fresh)
+    begins_with = initial_weights(s, network) if fresh else network.initial_weights
+    segmenter.blueprint = segmenter_blueprint(s, tuple(classes), begins_with)
+    return segmenter, network
+
+
+class SegmenterParts(Parts, Protocol):
+    """What a segmentation network is built of."""
+
+    @property
+    def segmentation(self) -> SegmentationSettings:
+        """The network and its use."""
+        ...
+
+
+def assemble_segmenter(
+    s: SegmenterParts, classes: Sequence[str], backbone: Backbone | None, fresh: bool
+) -> tuple[Segmenter, SegmentationNetwork]:
+    """`build_segmenter` from its parts alone.
+
+    Args:
+        s: the parts.
+        classes: foreground class names.
+        backbone: what the network stands on; None where it has a body of its own, or, if it is to
+            be filled from a checkpoint, for that of the settings.
+        fresh: whether to load initial weights.
+    """
+    options = s.segmentation
+    if backbone is None and options.network.name == ON_BACKBONE:
+        backbone = build_backbone(s, pretrained=False)
     torch.manual_seed(s.seed)
     network = build_network(
         options.network.name,

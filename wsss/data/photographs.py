@@ -33,8 +33,13 @@ def load_image(path: str | Path) -> np.ndarray:
         WsssError: if the file is missing, broken, no image or too large.
     """
     with opened(path) as file:
-        pixels = _rgb(file)
-        return upright(pixels, _orientation(file))  # asked now: of TIFF Pillow turns the pixels
+        return pixels_of(file)
+
+
+def pixels_of(picture: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow picture as `load_image` gives those of a file, (H, W, 3) uint8 RGB."""
+    pixels = _rgb(picture)
+    return upright(pixels, _orientation(picture))  # asked now: of TIFF Pillow turns the pixels
 
 
 def photograph_size(path: str | Path) -> tuple[int, int]:

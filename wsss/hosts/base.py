@@ -7,7 +7,7 @@ the maps of any of them: it is asked with what the host has seen and knows nothi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -126,6 +126,13 @@ class Host(nn.Module):
         """Its own loss terms by name, already weighted; the batch as `EpochSet` makes it."""
         raise RuntimeError(f"{type(self).__name__} must implement losses")
 
+    def image_scores(self, seen: Seen) -> Tensor | None:
+        """How sure it is of each class being in each image, (B, N) in [0, 1].
+
+        None: it does not tell, as it is given the image's labels.
+        """
+        return None
+
     def general(self, seen: Seen) -> Tensor:
         """Normalized class maps M (B, N, h, w) in [0, 1], float32, with gradient (SIPE eq. 1).
 
@@ -186,6 +193,12 @@ class Host(nn.Module):
     def read_maps(self, name: str) -> np.ndarray:
         """Class maps of an earlier run, (N, h, w) float32, of the image `name`."""
         raise RuntimeError(f"{type(self).__name__} must implement read_maps")
+
+    def without_files(self) -> Any:
+        """Its options without the files that they name, for a copy that is filled from weights."""
+        named = [f.name for f in fields(self.options)]
+        files = [n for n in named if n.endswith("weights") or n in ("labels", "maps")]
+        return replace(self.options, **dict.fromkeys(files))
 
     def folded(self) -> None:
         """Called once before map making: fold what needs not stay apart in inference."""

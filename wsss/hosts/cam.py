@@ -37,6 +37,10 @@ class CAM(Host):
         """The classification loss (SIPE eq. 9, CPAL eq. 2)."""
         return {"cls": classification_loss(seen.activation, batch["label"])}
 
+    def image_scores(self, seen: Seen) -> Tensor:
+        """Sigmoid of the averaged class maps, which the classification loss is taken of."""
+        return seen.activation.float().mean(dim=(2, 3)).sigmoid()
+
     def maps(self, seen: Seen, label: Tensor) -> dict[str, Tensor]:
         """ReLU of the class maps of image and mirror image, added, (K, h, w)."""
         return {"cam": relu_pair(seen)[label.bool()]}

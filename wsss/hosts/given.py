@@ -12,7 +12,7 @@ from torch import Tensor
 from wsss.backbones.base import Backbone
 from wsss.hosts.base import Seen
 from wsss.hosts.cam import CAM
-from wsss.maps.files import read_class_maps
+from wsss.maps.files import ClassMaps, read_class_maps
 from wsss.maps.functional import resize_maps
 from wsss.settings import settings
 
@@ -52,7 +52,10 @@ class Given(CAM):
 
     def read_maps(self, name: str) -> np.ndarray:
         """The given maps of an image, (N, h, w) float32 in [0, 1]; 0 for absent classes."""
-        stored = read_class_maps(self.folder / f"{name}.npz", self.options.kind)
+        return self.dense(read_class_maps(self.folder / f"{name}.npz", self.options.kind))
+
+    def dense(self, stored: ClassMaps) -> np.ndarray:
+        """Maps of the last kind, (N, h, w) float32 in [0, 1]; 0 for absent classes."""
         maps = list(stored.maps.values())[-1]
         dense = np.zeros((self.num_classes, *maps.shape[1:]), dtype=np.float32)
         dense[stored.classes - 1] = maps[len(maps) - len(stored.classes) :]

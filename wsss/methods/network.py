@@ -15,7 +15,7 @@ from wsss.hosts.base import Host, Seen, groups
 from wsss.hosts.optimizer import OptimizerSettings, build_optimizer
 from wsss.hosts.released import CLASSES
 from wsss.methods.base import Branch
-from wsss.run.callbacks import log_losses
+from wsss.run.callbacks import BLUEPRINT, log_losses
 
 
 class SeedNetwork(pl.LightningModule):
@@ -30,6 +30,8 @@ class SeedNetwork(pl.LightningModule):
     Attributes:
         kinds: the kinds of map that `maps` gives, in order, the method's own last; the value says
             whether the kind has a background channel of its own.
+        blueprint: what it was built from, kept in the checkpoint; None: it was put together by
+            hand.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SeedNetwork(pl.LightningModule):
         super().__init__()
         self.host, self.branch = host, branch
         self.optimizer_options = optimizer
+        self.blueprint: dict[str, Any] | None = None
         self.kinds = {**host.kinds, **(branch.kinds if branch else {})}
         for kind in host.kinds.keys() & (branch.kinds if branch else {}).keys():
             raise WsssError(
@@ -96,6 +99,26 @@ class SeedNetwork(pl.LightningModule):
         refined = {kind: self.host.refine(seen, values, label) for kind, values in own.items()}
         return {**self.host.maps(seen, label), **refined}
 
+    def whole_maps(self, sample: Mapping[str, Any], stride: int) -> dict[str, Tensor]:
+        """Class maps of a whole image over all its scales.
+
+        Args:
+            sample: as `WholeSet` makes it: `images`, `label`, `size` and what the host reads.
+            stride: pixels of the photograph per cell of the maps.
+
+        Returns:
+            Of each of `kinds` (K, h, w) or (K+1, h, w), float32 in [0, 1].
+        """
+        height, width = sample["size"].tolist()
+        grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
+        label, given = sample["label"], sample.get("maps")
+        with torch.set_grad_enabled(self.host.needs_grad):
+            by_scale = [self.maps(image, label, given) for image in sample["images"]]
+        return {
+            kind: self.host.fuse(kind, [scale[kind].detach() for scale in by_scale], grid, sample)
+            for kind in self.kinds
+        }
+
     def before_maps(self, images: WholeSet) -> None:
         """Called once on every process before map making, with the training images."""
         if self.branch is not None:
@@ -107,8 +130,9 @@ class SeedNetwork(pl.LightningModule):
         return {**self.host.notes(), **(self.branch.notes() if self.branch else {})}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the class ids mean, for whoever has the file alone."""
+        """Keep what it is and what the class ids mean, for whoever has the file alone."""
         checkpoint[CLASSES] = list(self.host.classes)
+        checkpoint[BLUEPRINT] = self.blueprint
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The callbacks of the method come with it."""

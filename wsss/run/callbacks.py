@@ -20,6 +20,7 @@ from wsss.files import atomic
 from wsss.run.progress import Lines, bar, track
 
 CHECKPOINT = "last.ckpt"
+BLUEPRINT = "blueprint"  # in a checkpoint: what its network is built from
 LOOK_EVERY = 10  # steps between two looks at the loss on a GPU
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsss.errors import WsssError
-from wsss.run.callbacks import log_losses
+from wsss.run.callbacks import BLUEPRINT, log_losses
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.losses import LOSSES, losses_of
 from wsss.segmentation.multi_scale import SCALES, check_scales, maximum, multi_scale_logits
@@ -71,6 +71,7 @@ class Segmenter(pl.LightningModule):
         self.loss_name, self.enlarge_logits = loss, enlarge_logits
         self.scales = check_scales(train_scales) if msc else (1.0,)
         self.class_names = tuple(class_names)
+        self.blueprint: dict[str, Any] | None = None  # what it was built from
         self.for_export = False  # set where it is traced for any size of image
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -130,7 +131,8 @@ class Segmenter(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a reader of the file alone should know: classes and initial weights."""
+        """Keep what a reader of the file alone should know: what it is, classes, weights."""
+        checkpoint[BLUEPRINT] = self.blueprint
         checkpoint["segmentation"] = {
             "class_names": list(self.class_names),
             "initial_weights": self.network.initial_weights,

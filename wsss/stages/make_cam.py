@@ -36,20 +36,10 @@ class MapMaker(pl.LightningModule):
 
     def predict_step(self, sample: Mapping[str, Any], batch_idx: int) -> None:
         """Class maps of one image, all scales."""
-        label, host = sample["label"], self.network.host
         height, width = sample["size"].tolist()
-        stride = self.options.stride
-        grid = ((height - 1) // stride + 1, (width - 1) // stride + 1)
-        with torch.set_grad_enabled(host.needs_grad):
-            given = sample.get("maps")
-            by_scale = [self.network.maps(image, label, given) for image in sample["images"]]
-        maps = {
-            kind: host.fuse(kind, [scale[kind].detach() for scale in by_scale], grid, sample)
-            .cpu()
-            .numpy()
-            for kind in self.network.kinds
-        }
-        classes = np.flatnonzero(label.cpu().numpy()) + 1
+        found = self.network.whole_maps(sample, self.options.stride)
+        maps = {kind: values.cpu().numpy() for kind, values in found.items()}
+        classes = np.flatnonzero(sample["label"].cpu().numpy()) + 1
         write_class_maps(
             self.folder / f"{sample['name']}.npz",
             ClassMaps(classes, (height, width), maps),

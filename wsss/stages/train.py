@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from wsss.build.blueprint import seed_blueprint
 from wsss.build.identity import given_of, images_of, training_identity
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
@@ -11,7 +14,7 @@ from wsss.build.objects import (
 )
 from wsss.build.settings import Settings
 from wsss.build.trainer import fit
-from wsss.run.callbacks import CHECKPOINT
+from wsss.run.callbacks import BLUEPRINT, CHECKPOINT
 from wsss.run.process import relative, say
 
 
@@ -30,9 +33,10 @@ def run(s: Settings) -> Result:
     )
     if job.finished:
         return job.result()
-    facts = {"class_names": list(image_set.classes)}
+    facts: dict[str, Any] = {"class_names": list(image_set.classes)}
     if not learns:
         text = f"{s.host.target.rpartition('.')[2]} learns nothing, its maps can be made at once"
+        facts[BLUEPRINT] = seed_blueprint(s, image_set.classes)
         return job.close(text, job.path, trained=False, **facts)
     network = build_network(s, image_set.classes)
     data = training_data(s, image_set, network.host)

@@ -35,7 +35,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def class_probabilities(
-    embedding: Tensor, texts: Tensor, scale: float, label: Tensor, background: int
+    embedding: Tensor, texts: Tensor, scale: float | Tensor, label: Tensor, background: int
 ) -> Tensor:
     """Softmax over the classes of each image and all words for the background (section 3.2).
 

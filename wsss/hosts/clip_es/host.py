@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from wsss.hosts.clip_es.functional import (
     refine_by_attention,
 )
 from wsss.hosts.clip_es.network import (
+    HEAD,
     OPENAI,
     ImageTower,
     TowerSettings,
@@ -90,6 +91,7 @@ class CLIPES(Host):
     mirrors: ClassVar[bool] = False
 
     texts: Tensor
+    scale: Tensor
 
     def __init__(self, options: CLIPESSettings, classes: Sequence[str]) -> None:
         super().__init__(options, classes)
@@ -99,7 +101,7 @@ class CLIPES(Host):
         self.tower = ImageTower(clip.visual, options.attention_layers)
         without_parameters(self.tower)
         self.register_buffer("texts", clip.texts, persistent=False)
-        self.scale = clip.scale
+        self.register_buffer("scale", torch.tensor(clip.scale), persistent=False)
         self.channels = (self.tower.width,)
         self.mean, self.std = CLIP_MEAN, CLIP_STD
 
@@ -170,6 +172,11 @@ class CLIPES(Host):
         """Mean over the scales of maps that are in [0, 1] already."""
         resized = [resize_maps(maps[None].float(), grid, align_corners=False) for maps in scales]
         return torch.stack(resized).mean(dim=0)[0]
+
+    def without_files(self) -> CLIPESSettings:
+        """A tower of the same sizes drawn at random; the text side, which is not kept, is small."""
+        sizes = replace(self.tower.sizes(), text_width=HEAD, text_layers=1)
+        return replace(self.options, weights=None, sizes=sizes)
 
     def crop(self, side: int, long_side: tuple[int, int]) -> TakeCrop:
         """The default, of whole patches.

@@ -5,6 +5,7 @@ Both are open_clip's (the extra `clip`), their sizes read off the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +107,18 @@ class ImageTower(nn.Module):
     def width(self) -> int:
         """Channels of a token."""
         return int(self.visual.conv1.out_channels)
+
+    def sizes(self) -> TowerSettings:
+        """Its own sizes; those of the text side are the defaults."""
+        positions, proj = self.visual.positional_embedding, self.visual.proj
+        side = math.isqrt(len(positions) - 1)
+        return TowerSettings(
+            image_size=side * self.patch_size,
+            patch_size=self.patch_size,
+            width=self.width,
+            layers=len(self.blocks),
+            embedding=proj.shape[1],
+        )
 
     @torch.no_grad()
     def trunk(self, images: Tensor, look: bool) -> Trunk:

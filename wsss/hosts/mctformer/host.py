@@ -119,6 +119,10 @@ class MCTformerV1(Host):
         label = batch["label"].float()
         return {"cls": F.binary_cross_entropy_with_logits(seen.extra["logits"], label)}
 
+    def image_scores(self, seen: Seen) -> Tensor:
+        """Sigmoid of the class tokens' logits."""
+        return seen.extra["logits"].float().sigmoid()
+
     def own_maps(self, seen: Seen) -> dict[str, Tensor]:
         """Class maps of each kind but the refined one, (B, N, h, w), 0 or above."""
         return {"attention": seen.extra["attention"]}
