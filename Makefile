@@ -8,7 +8,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimum lint format bench clean
+.PHONY: help setup demo test minimum lint format docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ lint: $(VENV)/.ready ## check style, types and layers
 format: $(VENV)/.ready ## rewrite the files in the project's style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(VENV)/.ready ## build the documentation site in build/site; any warning is an error
+	@$(RUN) -c "import zensical, mkdocstrings, latex2mathml" 2>/dev/null || \
+		$(RUN) -m pip install -q -c constraints.txt -e ".[docs]"
+	@$(RUN) tools/docs.py
+	@$(RUN) -m zensical build --strict --clean
 
 bench: $(VENV)/.ready ## run the benchmarks one after the other
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(RUN) $$program $(ARGS); done
