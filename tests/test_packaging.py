@@ -130,6 +130,19 @@ def test_python_range_is_the_same_everywhere() -> None:
     assert conda_python.removeprefix("python=") in supported
 
 
+def test_every_file_of_the_package_is_in_the_wheel() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]
+    found = set()
+    for path in (ROOT / "wsss").rglob("*"):
+        package = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        compiled = "__pycache__" in path.parts
+        if path.is_file() and not compiled and path.suffix not in (".py", ".md"):
+            assert any(path.match(p) for p in patterns.get(package, [])), path
+            found.add(path.name)
+    assert {"scenes.safetensors", "gallery.html", "page.html.j2", "py.typed"} <= found
+
+
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):(?!=)", makefile, flags=re.MULTILINE))

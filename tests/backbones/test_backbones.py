@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from wsss.backbones import ResNet, Timm
+from wsss.backbones import ResNet, SmallResNet, Timm
+from wsss.backbones.base import SHIPPED
 from wsss.backbones.depthwise import accelerate_depthwise
 from wsss.errors import WsssError
 
@@ -123,6 +124,7 @@ def test_a_network_from_nothing_takes_the_statistics_of_the_batch() -> None:
     [
         lambda: ResNet(50, weights=None),
         lambda: Timm("tf_efficientnet_lite0", freeze_depthwise=True),
+        lambda: SmallResNet(weights=None),
     ],
 )
 def test_folding_normalizations_changes_nothing_but_rounding(backbone) -> None:
@@ -179,6 +181,50 @@ def test_a_timm_network_of_four_stages_serves_too() -> None:
     assert torch.equal(features[0], features[1])
 
 
+def small_by_hand(state: dict[str, torch.Tensor], image: torch.Tensor) -> list[torch.Tensor]:
+    """The small network written out, in evaluation mode, from its weights alone."""
+
+    def conv(x: torch.Tensor, name: str, norm: str, stride: int = 1) -> torch.Tensor:
+        weight = state[f"{name}.weight"]
+        y = nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        mean, var = (state[f"{norm}.running_{what}"] for what in ("mean", "var"))
+        y = (y - mean[:, None, None]) / torch.sqrt(var + 1e-5)[:, None, None]
+        return y * state[f"{norm}.weight"][:, None, None] + state[f"{norm}.bias"][:, None, None]
+
+    x = torch.max_pool2d(torch.relu(conv(image, "0.0", "0.1", 2)), 3, 2, 1)
+    features = [x]
+    for stage, stride in ((1, 1), (2, 2), (3, 1), (4, 1)):
+        y = torch.relu(conv(x, f"{stage}.conv1", f"{stage}.bn1", stride))
+        y = conv(y, f"{stage}.conv2", f"{stage}.bn2")
+        if f"{stage}.downsample.0.weight" in state:
+            x = conv(x, f"{stage}.downsample.0", f"{stage}.downsample.1", stride)
+        x = torch.relu(x + y)
+        features.append(x)
+    return features
+
+
+def test_the_demos_network_is_the_file_that_comes_with_the_package() -> None:
+    from safetensors.torch import load_file
+
+    path = SHIPPED["scenes"]
+    assert path.stat().st_size < 2e6
+    stored = load_file(path)
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    backbone = SmallResNet().eval()
+    image = torch.randn(2, 3, 75, 98)
+    with torch.no_grad():
+        ours = backbone.forward_with_stem(image)
+        theirs = small_by_hand({k: v.float() for k, v in stored.items()}, image)
+    strides, channels = (backbone.stem_stride, *backbone.strides), backbone.channels
+    for one, other, stride, width in zip(
+        ours, theirs, strides, (backbone.stem_channels, *channels), strict=True
+    ):
+        assert one.shape[1:] == (width, -(-75 // stride), -(-98 // stride))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    learning = {n.split(".")[1] for n, p in backbone.named_parameters() if p.requires_grad}
+    assert learning == {"3", "4"}
+
+
 @pytest.mark.realdata
 def test_real_weights_fill_the_network(lite0_weights) -> None:
     from safetensors.torch import load_file
@@ -200,6 +246,8 @@ def test_wrong_weights_are_told_in_one_line(tmp_path) -> None:
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), other)
     with pytest.raises(WsssError, match="another network"):
         ResNet(18, weights=str(other))
+    with pytest.raises(WsssError, match="weights=scenes: .*another network"):
+        ResNet(18, weights="scenes")
     with pytest.raises(WsssError, match="no network of this name"):
         Timm("no_such_network")
     with pytest.raises(WsssError, match="depth=19"):

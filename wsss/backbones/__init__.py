@@ -2,6 +2,7 @@
 
 from wsss.backbones.base import Backbone
 from wsss.backbones.resnet import ResNet
+from wsss.backbones.small import SmallResNet
 from wsss.backbones.timm import Timm
 
-__all__ = ["Backbone", "ResNet", "Timm"]
+__all__ = ["Backbone", "ResNet", "SmallResNet", "Timm"]

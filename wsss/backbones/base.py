@@ -15,6 +15,8 @@ from wsss.errors import WsssError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Weights that come with the package, by the word that stands for them in `backbone.weights`.
+SHIPPED = {"scenes": Path(__file__).with_name("scenes.safetensors")}
 
 
 class Backbone(nn.Module):
@@ -169,13 +171,18 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     norm.forward = after.forward  # type: ignore[method-assign]
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def weights_file(weights: str | Path) -> Path:
+    """The file that `backbone.weights` names: one that comes with the package, or the user's."""
+    return SHIPPED.get(str(weights), Path(weights).expanduser())
+
+
+def read_state_dict(weights: str | Path) -> dict[str, Tensor]:
     """Weights from a `.safetensors` or PyTorch file (a bare state dict, or under `state_dict`).
 
     Raises:
         WsssError: the file is missing or can't be read as weights.
     """
-    path = Path(path)
+    path = weights_file(weights)
     if not path.is_file():
         raise WsssError(
             f"backbone.weights={path}: no such file; give the path of a .safetensors or .pth file, "
@@ -214,7 +221,7 @@ def downloading(name: str) -> Iterator[None]:
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], source: str, ignore: Sequence[str]
+    network: nn.Module, state: dict[str, Tensor], source: str, ignore: Sequence[str] = ()
 ) -> None:
     """Load `state` into `network`, letting only the classifier's own names go unused.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wsss.backbones.base import weights_file
 from wsss.build.settings import Settings, plain
 from wsss.data.base import ImageSet, missing_files
 from wsss.data.datamodule import labels_of
@@ -184,9 +185,10 @@ def backbone_identity(s: Settings) -> dict[str, Any]:
 
 def weights_identity(s: Settings, weights: str | None) -> str | None:
     """A file of initial weights by name and content; other words as they are."""
-    if not weights or not Path(weights).expanduser().is_file():
+    path = weights_file(weights) if weights else None
+    if path is None or not path.is_file():
         return weights
-    return f"{Path(weights).name} {file_hash(s, weights)}"
+    return f"{path.name} {file_hash(s, path)}"
 
 
 def trainer_identity(s: Settings) -> dict[str, Any]:
