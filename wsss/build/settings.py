@@ -168,9 +168,15 @@ class EvalCamSettings:
 
 @settings
 class ReportSettings:
-    """stage=report: names of the runs to gather; None: this one."""
+    """stage=report and stage=gallery.
+
+    Attributes:
+        runs: names of the runs to gather; None: this one.
+        picture_side: longer side of the gallery's pictures, pixels.
+    """
 
     runs: tuple[str, ...] | None = None
+    picture_side: Count = 480
 
 
 @settings
