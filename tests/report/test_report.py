@@ -6,6 +6,7 @@ import html.parser
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from scipy import stats
 from wsss.errors import WsssError
 from wsss.files import read_json, write_json
 from wsss.report.gather import differing, gather, without_seed
-from wsss.report.page import chain_of, label_names, markdown, render
+from wsss.report.page import (
+    MOST_DRAWN,
+    chain_of,
+    comparison,
+    differences,
+    label_names,
+    markdown,
+    missing,
+    render,
+)
 from wsss.report.table import Table
 from wsss.report.tables import RECIPES, cell, published, tables
 from wsss.run.logs import write_metrics
@@ -333,7 +343,7 @@ def test_a_seed_counts_once(tmp_path) -> None:
     stage(tmp_path / "r" / "seed=0", "irn_masks", {"irn_masks": figures(np.random.default_rng(9))})
     (setting,) = gather([tmp_path / "r"])
     assert [job.folder.name for job in setting.jobs] == ["seed=0", "seed=1"]
-    assert "default: has seed 0 once more, left out" in setting.gaps()
+    assert "r: default: has seed 0 once more, left out" in missing([setting])
 
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(
@@ -401,6 +411,57 @@ def test_different_data_are_never_in_one_table(tmp_path) -> None:
     assert "4 settings, 4 runs;" in page
 
 
+def test_charts_put_no_different_data_side_by_side_either(tmp_path) -> None:
+    for run, images in (("one", 90), ("two", 90), ("part", 30)):
+        job(tmp_path, run, "seed=0", 0)
+        path = tmp_path / run / "seed=0" / "eval_cam" / "metrics.json"
+        write_json(path, {**read_json(path), "images": images})
+    one, two, part = (gather([tmp_path / run])[0] for run in ("one", "two", "part"))
+    assert comparison([one, two]) and not comparison([one, part])
+    assert len(comparison([one, two, part])) == len(comparison([one, two]))
+
+
+def test_many_runs_of_which_some_failed_stay_readable(tmp_path, monkeypatch) -> None:
+    count, shown = 10, 2
+    monkeypatch.setattr("wsss.report.page.MOST_SHOWN", shown)
+    for number in range(count):
+        job(tmp_path, "sweep", f"method.tau={number},seed=0", 0, tau=number / 100)
+        folder = tmp_path / "sweep" / f"method.tau={number},seed=0"
+        if number % 2 == 0:
+            folder = folder / "irn_train"
+            write_json(folder / "failed.json", {"reason": "out of memory"})
+    write_json(tmp_path / "sweep/method.tau=1,seed=0/psa_train/failed.json", {"reason": "no file"})
+    settings = gather([tmp_path / "sweep"])
+    lines = missing(settings)
+    assert len(lines) == 2
+    several = r"irn_train failed: out of memory \(5 runs: .* and 2 more\)"
+    assert any(re.fullmatch(several, line) for line in lines)
+    assert "sweep: method.tau=1,seed=0/psa_train failed: no file" in lines
+    made = tables(settings)
+    paired = [t for t in made if t.title.startswith("Paired") and len(t.rows) > MOST_DRAWN]
+    assert paired and not differences(paired)
+    out = tmp_path / "my runs" / "report"
+    page = render("r", settings, made, out)
+    assert f"{count} settings, {count} runs, 6 of them failed;" in page
+
+    class Reader(html.parser.HTMLParser):
+        pictures, links, entries = 0, [], 0
+
+        def handle_starttag(self, tag, attrs) -> None:
+            given = dict(attrs)
+            self.pictures += tag == "img" and "eval_cam: pictures" in given["alt"]
+            self.entries += str(given.get("id")).startswith("run-")
+            if tag == "a" and not given["href"].startswith("#"):
+                self.links.append(given["href"])
+
+    reader = Reader()
+    reader.feed(page)
+    assert reader.entries == count and reader.pictures == shown
+    targets = [(out / unquote(link)).resolve() for link in reader.links]
+    assert len(targets) == count - shown
+    assert all(t.is_file() and t.name == "contact_sheet.png" for t in targets)
+
+
 def test_one_setting_and_one_run_are_named_so(tmp_path) -> None:
     stage(tmp_path / "r" / "default", "crf", {"crf": figures(np.random.default_rng(0))})
     settings = gather([tmp_path / "r"])
@@ -430,10 +491,10 @@ def test_gaps_and_differences_are_told(sweep) -> None:
     write_json(broken / "eval_cam" / "failed.json", {"reason": "data.root: no such folder"})
     settings = gather([run])
     (gaps,) = (setting.gaps() for setting in settings if not setting.overrides)
-    assert gaps == [
-        "seed=2/train unfinished",
-        "seed=2/eval_cam failed: data.root: no such folder",
-        "seed=2: crf, seg_eval/val not run",
+    assert ["".join(gap) for gap in gaps] == [
+        "cpal_voc: seed=2/train unfinished",
+        "cpal_voc: seed=2/eval_cam failed: data.root: no such folder",
+        "cpal_voc: seed=2: crf, seg_eval/val not run",
     ]
     assert differing(settings) == {"method.tau": [0.1, 0.2]}
     with pytest.raises(WsssError, match="there is no run nothing"):
@@ -465,7 +526,8 @@ def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(sweep) -> None:
     sources.feed(page)
     assert not sources.open
     assert all(s.startswith(("data:image/", "#")) for s in sources.found), "no network"
-    assert not re.search(r"url\(|@import|<script", page)
+    assert not re.search(r"url\(|@import", page)
+    assert page.count("<script") == 1 and "alert(1)</script>" not in page, "the page's own alone"
     anchors = {s[1:] for s in sources.found if s.startswith("#")}
     assert anchors and all(f'id="{anchor}"' in page for anchor in anchors)
     for one in ours:

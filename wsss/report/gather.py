@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import yaml
 
@@ -170,7 +170,10 @@ class Job:
 
     def _recorded(self, file: str) -> dict[str, Any]:
         # Not those of a report on this or other runs, which may have been asked for differently.
-        names = {"all", *(stage.name.partition("/")[0] for stage in self.stages)} - {"report"}
+        names = {"all", *(stage.name.partition("/")[0] for stage in self.stages)} - {
+            "report",
+            "gallery",
+        }
         paths = [self.folder / name / ".hydra" / file for name in names]
         there = [path for path in paths if path.is_file()]
         return read_recorded(max(there, key=lambda path: path.stat().st_mtime)) if there else {}
@@ -215,6 +218,13 @@ def _at(content: Any, *keys: str) -> dict[str, Any]:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content if isinstance(content, dict) else {}
+
+
+class Gap(NamedTuple):
+    """Something that a run lacks; `where` and `what`, one after the other, are a line."""
+
+    where: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -349,20 +359,22 @@ class Setting:
         found = (job.stage(stage) for job in self.jobs)
         return [one for one in found if one and one.state == "finished" and one.scores]
 
-    def gaps(self) -> list[str]:
-        """A line for each stage that was begun and did not end, or that other seeds have."""
-        lines = []
+    def gaps(self) -> list[Gap]:
+        """Stages that were begun and did not end, or that other seeds have."""
+        found = []
         for job in self.jobs:
+            where = f"{self.run}: {job.folder.name}"
             for stage in job.stages:
                 if stage.state != "finished":
                     why = f": {stage.failure}" if stage.failure else ""
-                    lines.append(f"{job.folder.name}/{stage.name} {stage.state}{why}")
+                    found.append(Gap(where, f"/{stage.name} {stage.state}{why}"))
             behind = [name for name in self.stage_names() if job.stage(name) is None]
             if behind:
-                lines.append(f"{job.folder.name}: {', '.join(behind)} not run")
+                found.append(Gap(where, f": {', '.join(behind)} not run"))
         for job in self.repeated:
-            lines.append(f"{job.folder.name}: has seed {job.seed} once more, left out")
-        return lines
+            what = f": has seed {job.seed} once more, left out"
+            found.append(Gap(f"{self.run}: {job.folder.name}", what))
+        return found
 
 
 def without_seed(overrides: str) -> str:

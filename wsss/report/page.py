@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -31,6 +33,9 @@ from wsss.show.charts import (
 CHART_WIDTH = 1000  # pixels; wider charts (confusions of many classes) have a line to themselves
 WIDEST = 1400  # pixels, at most
 MOST_COMPARED = 8  # settings in one figure
+MOST_DRAWN = 24  # differences in one figure; the table has all
+MOST_SHOWN = 12  # settings whose figures are in the page; those of further ones are linked
+NAMED_GAPS = 3  # runs named in a line that stands for several
 SCORED = ("eval_cam", "crf", "irn_masks", "psa_masks", "seg_eval")
 OTHER_FIGURES = ("bank_history.png",)
 NOTES = (
@@ -114,7 +119,7 @@ def differences(tables: Sequence[Table]) -> list[Picture]:
     made = []
     with tempfile.TemporaryDirectory() as temporary:
         for number, table in enumerate(tables):
-            if isinstance(table, Compared):
+            if isinstance(table, Compared) and len(table.pairs) <= MOST_DRAWN:
                 path = draw_differences(table.pairs, Path(temporary) / f"{number}.png")
                 made.append(embed(path, table.title))
     return made
@@ -122,9 +127,10 @@ def differences(tables: Sequence[Table]) -> list[Picture]:
 
 def comparison(settings: Sequence[Setting]) -> list[Picture]:
     """The steps of the chain, classes and thresholds of settings on the same data, side by side."""
-    groups: dict[str | None, list[Setting]] = {}
+    groups: dict[Any, list[Setting]] = {}
     for setting in settings:
-        groups.setdefault(setting.data, []).append(setting)
+        # Scored on the same images, as in the tables; without seeds' scores, of the same data set.
+        groups.setdefault((setting.data, setting.measured_on("eval_cam")), []).append(setting)
     return [picture for group in groups.values() for picture in _comparison(group)]
 
 
@@ -222,12 +228,24 @@ def _state(stage: Stage | None, revision: bool) -> tuple[str, str]:
     return "finished", ", ".join(parts) or "finished"
 
 
-def _entry(setting: Setting) -> dict[str, Any]:
+def _entry(setting: Setting, folder: Path | None = None) -> dict[str, Any]:
+    """What the page says of a setting.
+
+    Args:
+        setting: the setting.
+        folder: that the page lies in, to link figures from; None: they are in the page.
+    """
     first = setting.jobs[0]
     revisions = _revisions(setting)
     charts: list[Picture] = []
     sheets: list[Picture] = []
+    links: list[tuple[str, str]] = []
     for stage in first.stages:
+        if folder is not None:
+            for path in sorted(stage.folder.glob("*.png")):
+                target = os.path.relpath(path, folder)
+                links.append((quote(target), f"{stage.name}/{path.stem}"))
+            continue
         charts += charts_of(stage)
         sheet = stage.folder / "contact_sheet.png"
         shown_later = stage.name == "make_cam" and first.stage("eval_cam") is not None
@@ -245,6 +263,7 @@ def _entry(setting: Setting) -> dict[str, Any]:
         ],
         "charts": charts,
         "sheets": sheets,
+        "links": links,
         "config": [*sorted(first.config.items()), *versions],
     }
 
@@ -255,8 +274,22 @@ def counted(number: int, what: str) -> str:
 
 
 def missing(settings: Sequence[Setting]) -> list[str]:
-    """A line for each gap of each setting."""
-    return [f"{setting.run}: {line}" for setting in settings for line in setting.gaps()]
+    """A line for each gap; one for all runs that lack the same."""
+    places: dict[str, list[str]] = {}
+    for setting in settings:
+        for gap in setting.gaps():
+            places.setdefault(gap.what, []).append(gap.where)
+    lines = []
+    for what, where in places.items():
+        if len(where) <= NAMED_GAPS:
+            lines += [f"{one}{what}" for one in where]
+        else:
+            named = "; ".join(where[:NAMED_GAPS])
+            lines.append(
+                f"{what.lstrip('/: ')} ({len(where)} runs: {named} and "
+                f"{len(where) - NAMED_GAPS} more)"
+            )
+    return lines
 
 
 def markdown(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> str:
@@ -267,26 +300,34 @@ def markdown(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -
     return "\n\n".join(parts) + "\n"
 
 
-def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> str:
+def render(
+    title: str, settings: Sequence[Setting], tables: Sequence[Table], folder: Path = Path()
+) -> str:
     """The page.
 
     Args:
         title: its heading.
         settings: what was gathered.
         tables: shown first, in this order.
+        folder: that the page will lie in. Figures of the first `MOST_SHOWN` settings are in the
+            page, those of further ones are linked from there.
     """
-    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    entries = [_entry(setting) for setting in track(settings, "report: figures")]
-    jobs = sum(len(setting.jobs) for setting in settings)
+    entries = [
+        _entry(setting, folder if number >= MOST_SHOWN else None)
+        for number, setting in enumerate(track(settings, "report: figures"))
+    ]
+    jobs = [job for setting in settings for job in setting.jobs]
+    failed = sum(any(stage.state == "failed" for stage in job.stages) for job in jobs)
+    runs = counted(len(jobs), "run") + (f", {failed} of them failed" if failed else "")
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    summary = f"{counted(len(settings), 'setting')}, {counted(jobs, 'run')}; made {made}"
+    summary = f"{counted(len(settings), 'setting')}, {runs}; made {made}"
     return environment.get_template("page.html.j2").render(
         title=title,
         summary=summary,
@@ -296,4 +337,6 @@ def render(title: str, settings: Sequence[Setting], tables: Sequence[Table]) -> 
         comparison=differences(tables) + comparison(settings),
         differing=differing(settings),
         settings=entries,
+        many=len(settings) > MOST_SHOWN,
+        shown=MOST_SHOWN,
     )

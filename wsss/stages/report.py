@@ -31,7 +31,7 @@ def run(s: Settings) -> Result:
     folder = s.folder("report")
     pages = {
         "report.md": markdown(title, settings, made),
-        "report.html": render(title, settings, made),
+        "report.html": render(title, settings, made, folder),
     }
     for name, content in pages.items():
         with atomic(folder / name) as temporary:
