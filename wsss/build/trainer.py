@@ -29,6 +29,7 @@ from wsss.run.compute import choose_precision
 from wsss.run.logs import join_metrics, keep_metrics
 from wsss.run.process import say
 from wsss.show.charts import draw_training
+from wsss.show.training import Album
 
 
 def build_trainer(
@@ -98,6 +99,7 @@ def fit(
     data: EpochData,
     rate: str,
     greeting: str = "",
+    album: Album | None = None,
     **trainer: Any,
 ) -> Fitted:
     """Train, or go on with a training that was killed.
@@ -108,13 +110,19 @@ def fit(
         data: its loaders.
         rate: the setting that holds the learning rate, for messages.
         greeting: said when the training begins anew.
+        album: the pictures that it can show of itself; None: none.
         trainer: settings of this training: `max_epochs`, `gradient_clip_val`, ...
 
     Raises:
         WsssError: the loss or the weights became no numbers.
     """
     s, path = job.settings, job.path
-    own = [c(**({"folder": path} if c.takes("folder") else {})) for c in s.callbacks.values()]
+    given = {"folder": path, "album": album}
+    own = [
+        c(**{name: value for name, value in given.items() if c.takes(name)})
+        for c in s.callbacks.values()
+        if album is not None or not c.takes("album")
+    ]
     checkpoint = path / CHECKPOINT
     resume = checkpoint if checkpoint.is_file() else None
     resumed_at = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from wsss.files import atomic
 from wsss.run.process import is_main_process
@@ -25,7 +26,23 @@ def csv_logger(folder: Path, run_name: str, stage: str) -> Logger:
 
 def tensorboard_logger(folder: Path, run_name: str, stage: str) -> Logger:
     """TensorBoard event files in the stage's folder."""
-    return TensorBoardLogger(save_dir=folder, name="", version="tensorboard")
+    return _TensorBoard(save_dir=folder, name="", version="tensorboard", default_hp_metric=False)
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Shows a run's settings beside its mIoU; Lightning's own way logs a metric `hp_metric`, -1."""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Keep settings in `hparams.yaml`, and show them under HPARAMS."""
+        from torch.utils.tensorboard.summary import hparams
+
+        super().log_hyperparams(params, metrics, step)
+        told = {
+            key: v if isinstance(v, bool | int | float) else str(v) for key, v in params.items()
+        }
+        for summary in hparams(told, {"eval/miou": 0.0}):  # names the metric, without a value
+            self.experiment.file_writer.add_summary(summary)
 
 
 def wandb_logger(

@@ -37,6 +37,11 @@ def tensorboards(loggers: Sequence[Logger]) -> list[Any]:
     return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
+def shows_pictures(loggers: Sequence[Logger]) -> bool:
+    """Whether one of the loggers is a dashboard that shows pictures."""
+    return any(isinstance(logger, TensorBoardLogger | WandbLogger) for logger in loggers)
+
+
 def show_scores(
     loggers: Sequence[Logger], folder: Path, rows: Mapping[str, Mapping[str, Any]], main: str
 ) -> list[Path]:
@@ -119,9 +124,9 @@ def show_pictures(
         classes: foreground class names, for legends; without them no legends.
         step: of the training that they were made in, if in one.
     """
-    runs, boards = wandb_runs(loggers), tensorboards(loggers)
-    if not runs and not boards:
+    if not shows_pictures(loggers):
         return
+    runs, boards = wandb_runs(loggers), tensorboards(loggers)
     pictures = [
         compose([row], headings, [caption], classes, ROW_HEIGHT)
         for row, caption in zip(rows, captions, strict=True)

@@ -103,7 +103,7 @@ def crop_sheet(crops: EpochSet, count: int, path: Path) -> Path | None:
         sample = crops[0, crops.names.index(name)]
         pixels = ((sample["image"] * std + mean) * 255).round().clamp(0, 255).byte()
         picture, target = pixels.permute(1, 2, 0).numpy(), sample["target"].numpy()
-        rows.append([picture, [_labels(picture, target)]])
+        rows.append([picture, [label_cell(picture, target)]])
     headings = ["crop", "pseudo mask (white: ignored)"]
     return contact_sheet(rows, headings, chosen, path, crops.image_set.classes)
 
@@ -118,14 +118,24 @@ def map_column(folder: Path, kind: str) -> Drawing:
 
     def maps(name: str, picture: np.ndarray) -> list[Shown]:
         stored = read_class_maps(folder / f"{name}.npz", kind)
-        values = enlarge(stored.maps[kind], stored.size)[stored.has_background(kind) :]
-        ids = stored.classes.tolist()
-        return [
-            Shown(class_overlay(picture, one, c), (c,), named=True)
-            for one, c in zip(values, ids, strict=True)
-        ]
+        return map_cell(picture, stored.maps[kind], stored.classes.tolist())
 
     return maps
+
+
+def map_cell(picture: np.ndarray, maps: np.ndarray, classes: Sequence[int]) -> list[Shown]:
+    """The class maps of an image over its photograph, each in the color of its class.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        maps: float32 in [0, 1], (K, h, w), or (K+1, h, w) with a background first.
+        classes: K class ids.
+    """
+    values = enlarge(maps[len(maps) - len(classes) :], picture.shape[:2])
+    return [
+        Shown(class_overlay(picture, one, c), (c,), named=True)
+        for one, c in zip(values, classes, strict=True)
+    ]
 
 
 def seed_column(folder: Path, kind: str, background: float) -> Drawing:
@@ -142,7 +152,7 @@ def seed_column(folder: Path, kind: str, background: float) -> Drawing:
         own = stored.has_background(kind)
         values = enlarge(stored.maps[kind], stored.size)
         label, _, _ = seed_labels(values, stored.classes, None if own else background)
-        return [_labels(picture, label)]
+        return [label_cell(picture, label)]
 
     return seed
 
@@ -156,7 +166,7 @@ def mask_column(folder: Path, num_classes: int) -> Drawing:
     """
 
     def mask(name: str, picture: np.ndarray) -> list[Shown]:
-        return [_labels(picture, read_mask(folder / f"{name}.png", num_classes))]
+        return [label_cell(picture, read_mask(folder / f"{name}.png", num_classes))]
 
     return mask
 
@@ -173,7 +183,7 @@ def truth_column(image_set: ImageSet, void: bool = False) -> Drawing:
         mask = image_set.mask(name)
         if mask is None:
             return []
-        return [_labels(picture, mask if void else np.where(mask == VOID, 0, mask))]
+        return [label_cell(picture, mask if void else np.where(mask == VOID, 0, mask))]
 
     return truth
 
@@ -195,6 +205,6 @@ def edge_column(folder: Path, stride: int) -> Drawing:
     return edges
 
 
-def _labels(picture: np.ndarray, labels: np.ndarray) -> Shown:
+def label_cell(picture: np.ndarray, labels: np.ndarray) -> Shown:
     """A label map over its photograph, with the ids in it."""
     return Shown(label_overlay(picture, labels), tuple(np.unique(labels).tolist()))

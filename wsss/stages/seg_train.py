@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 from wsss.build.identity import (
     backbone_identity,
     files_of,
@@ -21,14 +23,18 @@ from wsss.build.settings import Settings, plain
 from wsss.build.sources import mask_source
 from wsss.build.trainer import fit
 from wsss.data.base import ImageSet
-from wsss.data.datamodule import EpochData, EpochSet
-from wsss.data.transforms import Crop, DrawSize, ScaleRange, Scales, resize_bilinear
+from wsss.data.datamodule import EpochData, EpochSet, Sample, WholeSet
+from wsss.data.transforms import Crop, DrawSize, Pyramid, ScaleRange, Scales, resize_bilinear
 from wsss.run.callbacks import CHECKPOINT
 from wsss.run.process import relative, say
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.mask_check import check_masks
-from wsss.segmentation.settings import ON_BACKBONE, SegmentationSettings
-from wsss.show.sheets import crop_sheet
+from wsss.segmentation.module import Segmenter
+from wsss.segmentation.predict import class_probabilities, label_map
+from wsss.segmentation.settings import ON_BACKBONE, EvalSettings, SegmentationSettings
+from wsss.show.layout import Cell
+from wsss.show.sheets import crop_sheet, label_cell
+from wsss.show.training import Album
 
 
 def segmentation_identity(s: Settings) -> dict[str, Any]:
@@ -109,6 +115,15 @@ def look_at_masks(
     return counts.as_dict(image_set.classes)
 
 
+def drawn(segmenter: pl.LightningModule, sample: Sample) -> list[Cell]:
+    """What the network makes of an image now, at scale 1, and what it learns from."""
+    assert isinstance(segmenter, Segmenter)
+    shares = class_probabilities(segmenter.logits, sample["images"][0], EvalSettings())
+    labels = label_map(shares, tuple(sample["size"].tolist()))
+    picture = sample["picture"].cpu().numpy()
+    return [[label_cell(picture, one.cpu().numpy())] for one in (labels, sample["target"])]
+
+
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask but the pseudo masks is ever read."""
     image_set = build_image_set(s)
@@ -147,6 +162,10 @@ def run(s: Settings) -> Result:
         num_workers=s.data.num_workers,
         key="segmentation.train.batch_size",
     )
+    inputs_of = Pyramid(
+        network.mean, network.std, long_side=s.segmentation.long_side, resize=resize_bilinear
+    )
+    whole = WholeSet(image_set, names, inputs_of, targets=masks, picture=True)
     facts: dict[str, Any] = {}
     if job.main:
         facts["pseudo_masks"] = look_at_masks(job, image_set, names, masks, stage)
@@ -157,6 +176,7 @@ def run(s: Settings) -> Result:
         data,
         "segmentation.optimizer.lr, take segmentation.loss=balanced,",
         f"{len(names)} pseudo masks; initial weights: {begins_with}",
+        Album(whole, ["segmentation", "pseudo mask"], drawn),
         **training_length(s.segmentation, data.steps_per_epoch),
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.gradient_clip_val,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+import pytorch_lightning as pl
 
 from wsss.build.blueprint import seed_blueprint
 from wsss.build.identity import given_of, images_of, training_identity
@@ -11,11 +14,26 @@ from wsss.build.objects import (
     build_image_set,
     build_network,
     training_data,
+    whole_set,
 )
 from wsss.build.settings import Settings
 from wsss.build.trainer import fit
+from wsss.data.datamodule import Sample
+from wsss.methods.network import SeedNetwork
 from wsss.run.callbacks import BLUEPRINT, CHECKPOINT
 from wsss.run.process import relative, say
+from wsss.show.layout import Cell
+from wsss.show.sheets import map_cell
+from wsss.show.training import Album
+
+
+def drawn(network: pl.LightningModule, sample: Sample, stride: int) -> list[Cell]:
+    """Class maps of an image as they are now, of each kind; at scale 1."""
+    assert isinstance(network, SeedNetwork)
+    classes = (sample["label"].nonzero().flatten() + 1).tolist()
+    maps = network.whole_maps(sample, stride).values()
+    picture = sample["picture"].cpu().numpy()
+    return [map_cell(picture, one.float().cpu().numpy(), classes) for one in maps]
 
 
 def run(s: Settings) -> Result:
@@ -46,6 +64,11 @@ def run(s: Settings) -> Result:
         network,
         data,
         "optimizer.lr and optimizer.head_lr",
+        album=Album(
+            whole_set(s, image_set, network.host, s.data.train_split, (1.0,), picture=True),
+            list(network.kinds),
+            partial(drawn, stride=s.make_cam.stride),
+        ),
         max_epochs=s.training.max_epochs,
         gradient_clip_val=s.training.gradient_clip_val,
     )
