@@ -138,7 +138,8 @@ def test_every_file_of_the_package_is_in_the_wheel() -> None:
         package = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         compiled = "__pycache__" in path.parts
         if path.is_file() and not compiled and path.suffix not in (".py", ".md"):
-            assert any(path.match(p) for p in patterns.get(package, [])), path
+            wanted = patterns.get(package, []) + patterns.get("*", [])
+            assert any(path.match(pattern) for pattern in wanted), path
             found.add(path.name)
     assert {"scenes.safetensors", "gallery.html", "page.html.j2", "py.typed"} <= found
 
