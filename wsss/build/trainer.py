@@ -28,6 +28,7 @@ from wsss.run.callbacks import (
 from wsss.run.compute import choose_precision
 from wsss.run.logs import join_metrics, keep_metrics
 from wsss.run.process import say
+from wsss.run.reduce import GlobalBatchNorm
 from wsss.show.charts import draw_training
 from wsss.show.training import Album
 
@@ -48,9 +49,9 @@ def build_trainer(
     options.pop("memory_format")
     options["precision"] = choose_precision(str(options["precision"]), options["accelerator"])
     if options["strategy"] == "ddp":
-        # Statistics are fixed and every process keeps the same bank: no buffer needs sending.
-        # In CPAL's warm-up the projection has no gradient.
-        options["strategy"] = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        # Every process computes the same statistics and keeps the same bank: no buffer needs
+        # sending. What has no part in a loss is frozen: nothing needs searching for.
+        options["strategy"] = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
     try:
         return pl.Trainer(
             **options,
@@ -60,7 +61,7 @@ def build_trainer(
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), GlobalBatchNorm()],
             enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         )
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError) as error:

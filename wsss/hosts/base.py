@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wsss.data.transforms import Crop, LongSide, Size, TakeCrop, scaled_size
 from wsss.maps.functional import normalize_cam
 from wsss.maps.fuse import fuse_scales
+from wsss.run.compute import at_least_float32
 from wsss.settings import Color, settings
 
 
@@ -134,12 +135,12 @@ class Host(nn.Module):
         return None
 
     def general(self, seen: Seen) -> Tensor:
-        """Normalized class maps M (B, N, h, w) in [0, 1], float32, with gradient (SIPE eq. 1).
+        """Normalized class maps M (B, N, h, w) in [0, 1], with gradient (SIPE eq. 1).
 
         What a method is given as the CAM in training.
         """
-        # Float32 before the division by the maximum: bfloat16 maps would tie in an arg max.
-        return normalize_cam(seen.activation.float())
+        # Before the division by the maximum: bfloat16 maps would tie in an arg max.
+        return normalize_cam(at_least_float32(seen.activation))
 
     def general_pair(self, seen: Seen) -> Tensor:
         """M of an image and its mirror image (a batch of 2) together, (1, N, h, w).
@@ -147,7 +148,7 @@ class Host(nn.Module):
         What a method is given as the CAM when maps are made. Raw class maps are added before the
         ReLU.
         """
-        return normalize_cam(add_mirror(seen.activation.float()))
+        return normalize_cam(add_mirror(at_least_float32(seen.activation)))
 
     def maps(self, seen: Seen, label: Tensor) -> dict[str, Tensor]:
         """Class maps of one image at one scale, before fusion over scales.
@@ -218,4 +219,4 @@ def groups(*described: tuple[str, Iterable[nn.Parameter], float]) -> list[dict[s
 
 def relu_pair(seen: Seen) -> Tensor:
     """ReLU of the raw class maps of image and mirror image, then added, (N, h, w) (IRN)."""
-    return add_mirror(F.relu(seen.activation.float()))[0]
+    return add_mirror(F.relu(at_least_float32(seen.activation)))[0]

@@ -14,6 +14,7 @@ from wsss.hosts.base import Seen
 from wsss.hosts.cam import CAM
 from wsss.maps.files import ClassMaps, read_class_maps
 from wsss.maps.functional import resize_maps
+from wsss.run.compute import at_least_float32
 from wsss.settings import settings
 
 
@@ -76,4 +77,4 @@ class Given(CAM):
 
 def _on_grid(seen: Seen) -> Tensor:
     height, width = seen.activation.shape[-2:]
-    return resize_maps(seen.extra["given"].float(), (height, width), align_corners=False)
+    return resize_maps(at_least_float32(seen.extra["given"]), (height, width), align_corners=False)

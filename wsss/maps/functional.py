@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.data.masks import VOID
+from wsss.run.compute import at_least_float32
+from wsss.run.reduce import global_ratio
+
 EPS = 1e-5
 
 
@@ -19,8 +23,24 @@ def classification_loss(activation: Tensor, label: Tensor) -> Tensor:
     Returns:
         Scalar: mean over images and classes of the binary cross-entropy with logits.
     """
-    logits = activation.float().mean(dim=(2, 3))
+    logits = at_least_float32(activation).mean(dim=(2, 3))
     return F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype))
+
+
+def balanced_mean(losses: Tensor, target: Tensor) -> Tensor:
+    """Half the mean over the batch's background pixels plus half that over its foreground pixels.
+
+    Args:
+        losses: (B, h, w).
+        target: (B, h, w) class ids, 0 background, 255 where unsure.
+
+    Returns:
+        Scalar, of the global batch (see `global_ratio`); a half without pixels is 0.
+    """
+    background = target == 0
+    parts = torch.stack([background, ~background & (target != VOID)])
+    sums = torch.stack([(losses * part).sum() for part in parts])
+    return global_ratio(sums, parts.sum(dim=(1, 2, 3))).mean()
 
 
 def normalize_cam(activation: Tensor, eps: float = EPS) -> Tensor:

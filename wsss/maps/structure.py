@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.maps.functional import EPS
+from wsss.run.compute import at_least_float32
 
 
 def unit_vectors(feature: Tensor, dim: int = 1, eps: float = EPS) -> Tensor:
-    """Vectors along `dim` divided by their length + eps, float32; a zero vector stays zero."""
-    feature = feature.float()
+    """Vectors along `dim` divided by their length + eps; a zero vector stays zero."""
+    feature = at_least_float32(feature)
     return feature / (torch.linalg.vector_norm(feature, dim=dim, keepdim=True) + eps)
 
 
@@ -63,8 +64,8 @@ def structure_iou(feature: Tensor, maps: Tensor) -> Tensor:
         maps are empty.
     """
     with torch.autocast(feature.device.type, enabled=False):
-        flat = maps.float().flatten(2)
         structure = structure_map(feature)
+        flat = maps.to(structure.dtype).flatten(2)
         # One product gives the intersections and, from the row of ones, the structure's own mass.
         template = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
         products = torch.bmm(template, structure)
@@ -85,9 +86,9 @@ def locate_seeds(scores: Tensor, valid_mask: Tensor, attenuation: float = 0.5) -
             paper's eq. 2 applies it to the background map.
 
     Returns:
-        One-hot or zero, (B, N+1, h, w) float32, no gradient.
+        One-hot or zero, (B, N+1, h, w), no gradient.
     """
-    scores = scores.float()
+    scores = at_least_float32(scores)
     scores = torch.cat([scores[:, :1] * attenuation, scores[:, 1:]], dim=1)
     best = scores.argmax(dim=1, keepdim=True)
     return torch.zeros_like(scores).scatter_(1, best, 1.0) * valid_mask
@@ -103,7 +104,7 @@ def threshold_seeds(maps: Tensor, valid_mask: Tensor, threshold: float) -> Tenso
         threshold: a pixel is foreground where its largest foreground map exceeds this.
 
     Returns:
-        One-hot or zero, (B, N+1, h, w) float32, no gradient.
+        One-hot or zero, (B, N+1, h, w), no gradient.
     """
     constant = torch.full_like(maps[:, :1], threshold)
     return locate_seeds(torch.cat([constant, maps[:, 1:]], dim=1), valid_mask, attenuation=1.0)

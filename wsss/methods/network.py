@@ -148,8 +148,6 @@ class SeedNetwork(pl.LightningModule):
             losses = own if weight == 1 else {name: weight * term for name, term in own.items()}
         if self.branch is not None:
             losses = {**losses, **self.branch.losses(seen, self.host.general(seen), batch)}
-        if not losses:  # a method in its warm-up on a host that learns nothing
-            losses = {"none": 0 * torch.stack([p.sum() for p in self.parameters()]).sum()}
         return log_losses(self, losses, batch["image"].shape[0])
 
     def configure_gradient_clipping(
@@ -180,7 +178,9 @@ class SeedNetwork(pl.LightningModule):
             found += self.host.parameter_groups(options.lr, options.head_lr)
         if self.branch is not None:
             found += groups(("branch", self.branch.parameters(), options.head_lr))
-        if not self.learns:
-            raise WsssError("this host has nothing to learn without a method")
+        if not found:
+            raise WsssError(
+                "nothing learns: neither this host nor, without a weight on its loss, this method"
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         return build_optimizer(found, options, steps, steps / max(self.trainer.max_epochs or 1, 1))

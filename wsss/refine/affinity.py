@@ -10,12 +10,15 @@ are sources. Tensors over pairs are (B, D, rows, columns), D directions in the i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wsss.refine.paths import PathIndex
+from wsss.run.compute import at_least_float32
+from wsss.run.reduce import global_ratio
 
 VOID = 255
 EPS = 1e-5
@@ -121,9 +124,9 @@ def affinity_loss(
     Returns:
         `positive`: mean of -log(a + 1e-5), background and foreground pairs weighing half each;
         `negative`: mean of -log(1 + 1e-5 - a) over pairs of different classes. Means are over
-        the whole batch; an empty mask gives 0.
+        the whole global batch; an empty mask gives 0.
     """
-    strongest = path_maximum(edge_logit.float(), index)
+    strongest = path_maximum(at_least_float32(edge_logit), index)
     # 1 - sigmoid(x), without its loss of digits near 1
     return pair_loss(torch.sigmoid(-strongest), labels)
 
@@ -132,13 +135,16 @@ def pair_loss(affinity: Tensor, labels: AffinityLabels) -> dict[str, Tensor]:
     """Cross-entropy of affinities in [0, 1]; see `affinity_loss` for what is returned.
 
     Args:
-        affinity: (B, D, rows, columns) float32.
+        affinity: (B, D, rows, columns) of at least float32.
         labels: of the same pairs.
     """
     attract = -torch.log(affinity + EPS)
     repel = -torch.log(1 + EPS - affinity)
-    positive = _mean(attract, labels.background) / 2 + _mean(attract, labels.foreground) / 2
-    return {"positive": positive, "negative": _mean(repel, labels.negative)}
+    sums = [
+        (value * mask).sum() for value, mask in zip((attract, attract, repel), labels, strict=True)
+    ]
+    background, foreground, negative = _means(sums, labels)
+    return {"positive": (background + foreground) / 2, "negative": negative}
 
 
 def displacement_loss(
@@ -155,24 +161,22 @@ def displacement_loss(
         index: paths of the training radius.
 
     Returns:
-        `foreground` and `background`: means over pairs and both components.
+        `foreground` and `background`: means over pairs of the global batch and both components.
     """
-    displacement = displacement.float()
+    displacement = at_least_float32(displacement)
     source = index.window(displacement, (0, 0))
-    sums = {"foreground": displacement.new_zeros(()), "background": displacement.new_zeros(())}
+    background, foreground = displacement.new_zeros(2)
     for d, direction in enumerate(index.directions):
         difference = source - index.window(displacement, direction)
         target = torch.tensor(direction, device=displacement.device).view(1, 2, 1, 1)
-        foreground = labels.foreground[:, d, None]
-        background = labels.background[:, d, None]
-        sums["foreground"] = sums["foreground"] + ((difference - target).abs() * foreground).sum()
-        sums["background"] = sums["background"] + (difference.abs() * background).sum()
-    return {
-        "foreground": sums["foreground"] / (2 * labels.foreground.sum() + EPS),
-        "background": sums["background"] / (2 * labels.background.sum() + EPS),
-    }
+        near, same = labels.background[:, d, None], labels.foreground[:, d, None]
+        background = background + (difference.abs() * near).sum()
+        foreground = foreground + ((difference - target).abs() * same).sum()
+    means = _means([foreground / 2, background / 2], [labels.foreground, labels.background])
+    return dict(zip(("foreground", "background"), means, strict=True))
 
 
-def _mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `value` where `mask`; 0 for an empty mask."""
-    return (value * mask).sum() / (mask.sum() + EPS)
+def _means(sums: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Sums divided by the pairs that masks count in the global batch; 0 for empty masks."""
+    counts = torch.stack([mask.sum() for mask in masks])
+    return global_ratio(torch.stack(list(sums)), counts).unbind()

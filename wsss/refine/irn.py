@@ -297,7 +297,7 @@ def mean_displacement(
         part = sample["images"][0][:, :side, :side]
         squares.append(F.pad(part, (0, side - part.shape[2], 0, side - part.shape[1])))
         if len(squares) == batch_size or number == len(images):
-            displacement = network(torch.stack(squares).to(device))[1]
+            displacement = network(torch.stack(squares).to(network.mean_shift))[1]
             assert displacement is not None
             total += displacement.double().mean(dim=(2, 3)).sum(dim=0).cpu()
             count += len(squares)

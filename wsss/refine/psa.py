@@ -20,6 +20,7 @@ from wsss.refine.affinity import VOID
 from wsss.refine.crf import CrfSettings, crf_from_probabilities
 from wsss.refine.paths import PathIndex, path_index
 from wsss.refine.random_walk import NEGLIGIBLE, PairWeights, propagate
+from wsss.run.compute import at_least_float32
 from wsss.settings import Positive, Share, settings
 
 STRIDE = 8
@@ -123,9 +124,9 @@ def pair_affinity(feature: Tensor, index: PathIndex) -> Tensor:
         index: directions of the radius.
 
     Returns:
-        (B, D, rows, columns) float32 in (0, 1].
+        (B, D, rows, columns) in (0, 1], of at least float32.
     """
-    feature = feature.float()
+    feature = at_least_float32(feature)
     source = index.window(feature, (0, 0))
     distances = [
         (source - index.window(feature, direction)).abs().mean(dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wsss.errors import WsssError
 from wsss.files import atomic
+from wsss.run.compute import at_least_float32
 from wsss.run.progress import Lines, bar, track
 
 CHECKPOINT = "last.ckpt"
@@ -39,7 +40,7 @@ def log_losses(
         `loss`, the sum, and `terms`, the detached scalars by name, which
         `FiniteLoss` looks at.
     """
-    total = torch.stack([loss.float() for loss in losses.values()]).sum() * factor
+    total = torch.stack([at_least_float32(loss) for loss in losses.values()]).sum() * factor
     for name, loss in losses.items():
         module.log(f"train/loss_{name}", loss.detach(), batch_size=batch_size, sync_dist=True)
     module.log("train/loss", total.detach(), batch_size=batch_size, prog_bar=True, sync_dist=True)

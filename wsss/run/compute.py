@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wsss.errors import WsssError
 
@@ -59,3 +60,8 @@ def choose_memory_format(memory_format: str) -> str:
             f"trainer.memory_format={memory_format}: choose {', '.join(MEMORY_FORMATS)}"
         )
     return "channels_last" if memory_format == "auto" else memory_format
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Values in float32, or as they are in float64: half precision overflows and rounds in sums."""
+    return values if values.dtype == torch.float64 else values.float()

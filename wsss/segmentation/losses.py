@@ -1,6 +1,7 @@
 """Losses of logits against pseudo masks; 255 counts nowhere.
 
-A batch in which everything is ignored has loss 0 with a graph, and gradients of 0.
+A batch in which everything is ignored has loss 0 with a graph, and gradients of 0. The batch is the
+global one: of several processes' losses the mean is that of all images together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from wsss.data.masks import VOID
 from wsss.data.transforms import resize_labels
-from wsss.maps.functional import resize_maps
+from wsss.maps.functional import balanced_mean, resize_maps
+from wsss.run.compute import at_least_float32
+from wsss.run.reduce import global_ratio
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DSRG_FLOOR = 1e-4  # added to DSRG's probabilities, and least count of its pixels
@@ -25,14 +28,15 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, C, h, w).
         target: (B, h, w) int64, 255 ignored.
     """
-    total = F.cross_entropy(logits.float(), target, ignore_index=VOID, reduction="sum")
-    return total / (target != VOID).sum().clamp(min=1)
+    logits = at_least_float32(logits)
+    total = F.cross_entropy(logits, target, ignore_index=VOID, reduction="sum")
+    return global_ratio(total, (target != VOID).sum())
 
 
 def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Half the mean over the batch's background pixels plus half that over its foreground pixels.
 
-    So background, most of every image, does not outweigh the objects. A half without pixels is 0.
+    So background, most of every image, does not outweigh the objects.
     AdvCAM's ("similar to DSRG") exact form is not published; AMN's code takes both means over the
     batch, as here.
 
@@ -40,11 +44,9 @@ def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, C, h, w).
         target: (B, h, w) int64, 0 background, 255 ignored.
     """
-    losses = F.cross_entropy(logits.float(), target, ignore_index=VOID, reduction="none")
-    background = target == 0
-    foreground = (target != 0) & (target != VOID)
-    halves = [(losses * part).sum() / part.sum().clamp(min=1) for part in (background, foreground)]
-    return (halves[0] + halves[1]) / 2
+    logits = at_least_float32(logits)
+    losses = F.cross_entropy(logits, target, ignore_index=VOID, reduction="none")
+    return balanced_mean(losses, target)
 
 
 def dsrg_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ def dsrg_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, C, h, w).
         target: (B, h, w) int64, 0 background, 255 ignored.
     """
-    probabilities = logits.float().softmax(dim=1) + DSRG_FLOOR
+    probabilities = at_least_float32(logits).softmax(dim=1) + DSRG_FLOOR
     log = (probabilities / probabilities.sum(dim=1, keepdim=True)).log()
     losses = F.nll_loss(log, target, ignore_index=VOID, reduction="none")
     background = target == 0
@@ -92,7 +94,8 @@ def losses_of(
     if enlarge:
         size = (target.shape[-2], target.shape[-1])
         return [
-            loss(resize_maps(one.float(), size, align_corners=False), target) for one in outputs
+            loss(resize_maps(at_least_float32(one), size, align_corners=False), target)
+            for one in outputs
         ]
     return [
         loss(logits, resize_labels(target, (logits.shape[-2], logits.shape[-1])))

@@ -75,7 +75,7 @@ class Segmenter(pl.LightningModule):
         self.for_export = False  # set where it is traced for any size of image
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All logits that are trained, float32, by name: of each scale, and of several the maximum.
+        """All logits that are trained, by name: of each scale, and of several the maximum.
 
         Args:
             images: normalized (B, 3, H, W).
@@ -85,7 +85,7 @@ class Segmenter(pl.LightningModule):
         return named if len(logits) == 1 else {**named, "max": maximum(logits)}
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's answer, float32 (B, C, h, w): the maximum over its scales.
+        """The network's answer (B, C, h, w): the maximum over its scales.
 
         Args:
             images: normalized (B, 3, H, W).

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.errors import WsssError
+from wsss.run.compute import at_least_float32
 
 SCALES = (1.0, 0.75, 0.5)
 
@@ -56,7 +57,7 @@ def multi_scale_logits(
     scales: Sequence[float] = SCALES,
     by_size: bool = False,
 ) -> list[Tensor]:
-    """Logits of the images at each scale, float32, each at its own size.
+    """Logits of the images at each scale, of at least float32, each at its own size.
 
     Args:
         network: images (B, 3, H, W) to logits (B, C, h, w).
@@ -64,7 +65,7 @@ def multi_scale_logits(
         scales: factors of the image size.
         by_size: see `scaled`.
     """
-    return [network(scaled(images, scale, by_size)).float() for scale in scales]
+    return [at_least_float32(network(scaled(images, scale, by_size))) for scale in scales]
 
 
 def maximum(logits: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from wsss.data.masks import VOID
 from wsss.data.transforms import Size, resize_labels
-from wsss.maps.functional import EPS, resize_maps
+from wsss.maps.functional import EPS, balanced_mean, resize_maps
+from wsss.run.compute import at_least_float32
 
 
 def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
@@ -24,9 +25,9 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> 
         smoothing: what the label leaves to the other classes together.
 
     Returns:
-        (B, h, w) float32.
+        (B, h, w) of at least float32.
     """
-    log = F.log_softmax(logits.float(), dim=1)
+    log = F.log_softmax(at_least_float32(logits), dim=1)
     label = torch.where(target == VOID, 0, target)
     own = log.gather(1, label[:, None])[:, 0]
     others = log.sum(dim=1) - own
@@ -43,19 +44,10 @@ def balanced_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         smoothing: see `smoothed_cross_entropy`.
 
     Returns:
-        Scalar. A half without pixels is 0; the published code divides by their number unguarded.
-        Of several processes' losses the mean is that of the global batch.
+        See `balanced_mean`; the published code divides by the number of pixels unguarded.
     """
     target = resize_labels(target, (logits.shape[2], logits.shape[3]))
-    losses = smoothed_cross_entropy(logits, target, smoothing)
-    background = target == 0
-    foreground = ~background & (target != VOID)
-    counts, processes = torch.stack([background.sum(), foreground.sum()]), 1
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(counts)
-        processes = torch.distributed.get_world_size()
-    sums = torch.stack([(losses * part).sum() for part in (background, foreground)])
-    return processes * (sums / counts.clamp(min=1)).mean()
+    return balanced_mean(smoothed_cross_entropy(logits, target, smoothing), target)
 
 
 def fuse_logits(scales: Sequence[Tensor], size: Size) -> Tensor:

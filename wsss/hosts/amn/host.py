@@ -17,6 +17,7 @@ from wsss.hosts.amn.functional import balanced_loss, conditional_min_max, fuse_l
 from wsss.hosts.amn.network import LabelConditioning, PixelClassifier
 from wsss.hosts.base import Host, Seen, add_mirror, groups
 from wsss.maps.amn_npy import KIND
+from wsss.run.compute import at_least_float32
 from wsss.settings import Below1, Positive, settings
 
 
@@ -83,7 +84,7 @@ class AMN(Host):
 
     def general(self, seen: Seen) -> Tensor:
         """The foreground's probabilities."""
-        return seen.extra["logits"].float().softmax(1)[:, 1:]
+        return at_least_float32(seen.extra["logits"]).softmax(1)[:, 1:]
 
     def general_pair(self, seen: Seen) -> Tensor:
         """The foreground's probabilities by the mean logits of image and mirror image."""
@@ -120,4 +121,4 @@ class AMN(Host):
 
 def _mean_logits(seen: Seen) -> Tensor:
     """Mean logits (N+1, h, w) of an image and its mirror image."""
-    return add_mirror(seen.extra["logits"].float())[0] / 2
+    return add_mirror(at_least_float32(seen.extra["logits"]))[0] / 2

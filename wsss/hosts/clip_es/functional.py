@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from wsss.run.compute import at_least_float32
+
 EPS = 1e-7  # of the min-max (released)
 EIGHT_NEIGHBORS = np.ones((3, 3), dtype=bool)
 
@@ -49,7 +51,8 @@ def class_probabilities(
     Returns:
         (B, N + background) float32; 0 for classes that are not in the image.
     """
-    logits = scale * F.normalize(embedding.float(), dim=1) @ texts.float().T
+    embedding = at_least_float32(embedding)
+    logits = scale * F.normalize(embedding, dim=1) @ texts.to(embedding.dtype).T
     always = torch.ones(len(label), background, dtype=torch.bool, device=label.device)
     return logits.masked_fill(~torch.cat([label > 0, always], dim=1), -torch.inf).softmax(dim=1)
 
@@ -101,7 +104,7 @@ def transition(attention: Tensor, rounds: int = 3) -> Tensor:
     Returns:
         T * T for T = (D + D') / 2, (P, P) float32.
     """
-    matrix = attention.float()
+    matrix = at_least_float32(attention)
     for _ in range(rounds):
         matrix = matrix / matrix.sum(dim=0, keepdim=True)
         matrix = matrix / matrix.sum(dim=1, keepdim=True)
@@ -145,5 +148,6 @@ def refine_by_attention(maps: Tensor, attention: Tensor, threshold: float) -> Te
     if not len(maps):
         return maps
     masks = np.stack([box_mask(cam, threshold) for cam in maps.detach().cpu().float().numpy()])
-    kept = maps.float() * torch.from_numpy(masks).to(maps.device)
-    return min_max((kept.flatten(1) @ transition(attention).T).view_as(kept))
+    steps = transition(attention)
+    kept = maps.to(steps.dtype) * torch.from_numpy(masks).to(maps.device)
+    return min_max((kept.flatten(1) @ steps.T).view_as(kept))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wsss.errors import WsssError
 from wsss.hosts.clip_es.functional import resize_positions
 from wsss.hosts.clip_es.weights import read_weights
+from wsss.run.compute import at_least_float32
 from wsss.settings import Count, settings
 
 OPENAI = "openai"  # the weights that open_clip fetches
@@ -140,8 +141,8 @@ class ImageTower(nn.Module):
         for number, block in enumerate(self.blocks[:-1]):
             seen = look and number >= begin
             mixed, weights = attend(block, block.ln_1(tokens), seen)
-            if weights is not None:  # summed in float32, whatever the blocks compute in
-                weights = weights.float()
+            if weights is not None:  # summed in float32 or more, whatever the blocks compute in
+                weights = at_least_float32(weights)
                 attention = weights if attention is None else attention + weights
             tokens = tokens + mixed
             tokens = tokens + block.mlp(block.ln_2(tokens))
@@ -163,17 +164,17 @@ class ImageTower(nn.Module):
         """
         block = self.blocks[-1]
         mixed, weights = attend(block, normed, look)
-        tokens = trunk.tokens.float() + mixed
+        tokens = at_least_float32(trunk.tokens) + mixed
         tokens = tokens + block.mlp(block.ln_2(tokens))
         embedding = self.visual.ln_post(tokens)[:, 1:].mean(dim=1) @ self.visual.proj
         if weights is None:
             return embedding, None
         total = weights.detach() if trunk.attention is None else trunk.attention + weights.detach()
-        return embedding, total[:, 1:, 1:].float() / self.attention_layers
+        return embedding, at_least_float32(total[:, 1:, 1:]) / self.attention_layers
 
     def last_norm(self, trunk: Trunk) -> Tensor:
-        """The last block's first normalization of its input tokens, float32."""
-        return self.blocks[-1].ln_1(trunk.tokens.float())
+        """The last block's first normalization of its input tokens, in float32 or more."""
+        return self.blocks[-1].ln_1(at_least_float32(trunk.tokens))
 
 
 def attend(block: Any, tokens: Tensor, look: bool) -> tuple[Tensor, Tensor | None]:

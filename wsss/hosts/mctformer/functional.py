@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsss.maps.functional import resize_maps
+from wsss.run.compute import at_least_float32
 
 EPS = 1e-8
 
@@ -82,7 +83,7 @@ def attend_and_add(
 
 def token_logits(tokens: Tensor) -> Tensor:
     """Class logits: the mean over the channels of each class token, (B, C, D) to (B, C)."""
-    return tokens.float().mean(dim=2)
+    return at_least_float32(tokens).mean(dim=2)
 
 
 def fuse_attention(attention: Tensor, patch_cam: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def fuse_attention(attention: Tensor, patch_cam: Tensor) -> Tensor:
     Returns:
         K * ReLU(patch_cam), (B, C, h, w) float32.
     """
-    return attention.float() * F.relu(patch_cam.float())
+    return at_least_float32(attention) * F.relu(at_least_float32(patch_cam))
 
 
 def refine_by_affinity(affinity: Tensor, maps: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ def refine_by_affinity(affinity: Tensor, maps: Tensor) -> Tensor:
     Returns:
         S map, (B, N, h, w) float32; rows are not normalized.
     """
-    refined = torch.einsum("bij,bnj->bni", affinity.float(), maps.float().flatten(2))
+    affinity = at_least_float32(affinity)
+    refined = torch.einsum("bij,bnj->bni", affinity, maps.to(affinity.dtype).flatten(2))
     return refined.view(maps.shape)
 
 
@@ -133,6 +135,6 @@ def merge_scales(scales: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _softmax(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) over the last axis, float32."""
+    """softmax(q k^T / sqrt(d)) over the last axis, of at least float32."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    return scores.float().softmax(dim=-1)
+    return at_least_float32(scores).softmax(dim=-1)

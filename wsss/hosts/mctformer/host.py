@@ -21,6 +21,7 @@ from wsss.hosts.mctformer.functional import (
 from wsss.hosts.mctformer.network import QUARTERS, ClassTokenTransformer, load_transformer
 from wsss.hosts.mctformer.transform import AugmentSettings, RandomSquare
 from wsss.maps.functional import classification_loss, normalize_cam
+from wsss.run.compute import at_least_float32
 from wsss.settings import Below1, Count, NotNegative, settings
 
 
@@ -116,8 +117,9 @@ class MCTformerV1(Host):
 
     def losses(self, seen: Seen, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Binary cross-entropy of the class tokens' logits."""
-        label = batch["label"].float()
-        return {"cls": F.binary_cross_entropy_with_logits(seen.extra["logits"], label)}
+        logits = seen.extra["logits"]
+        label = batch["label"].to(logits.dtype)
+        return {"cls": F.binary_cross_entropy_with_logits(logits, label)}
 
     def image_scores(self, seen: Seen) -> Tensor:
         """Sigmoid of the class tokens' logits."""
@@ -154,7 +156,7 @@ class MCTformerV1(Host):
         attention = seen.extra["attention"][:, label.bool()]
         extra = maps.shape[0] - attention.shape[1]
         weight = torch.cat([torch.ones_like(maps[:extra]).expand(2, -1, -1, -1), attention], dim=1)
-        both = torch.stack([maps, maps.flip(-1)]).float()
+        both = at_least_float32(torch.stack([maps, maps.flip(-1)]))
         return add_mirror(refine_by_affinity(seen.extra["affinity"], weight * both))[0]
 
     def fuse(
@@ -203,7 +205,7 @@ class MCTformerV2(MCTformerV1):
     def own_maps(self, seen: Seen) -> dict[str, Tensor]:
         """Patch CAM, class-token attention, and both multiplied."""
         attention = seen.extra["attention"]
-        cam = F.relu(seen.activation.float())
+        cam = F.relu(at_least_float32(seen.activation))
         return {"cam": cam, "attention": attention, "fused": fuse_attention(attention, cam)}
 
     def chosen_map(self, seen: Seen) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wsss.backbones.base import downloading, load_weights, read_state_dict
 from wsss.errors import WsssError
 from wsss.hosts.mctformer.functional import attend_and_add, class_to_patch, resize_positions
+from wsss.run.compute import at_least_float32
 
 WAVES = 8.0  # ratio of the longest to the shortest wavelength of positions
 GAIN = 1.4  # of queries and keys that are alike: patches attend to about those within two cells
@@ -173,10 +174,9 @@ class ClassTokenTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(len(image), -1, -1), patches], dim=1)
         tokens = tokens + resize_positions(self.pos_embed, classes, grid)
         count = patches.shape[1]
-        total = (
-            patches.new_zeros(len(image), count, count, dtype=torch.float32) if affinity else None
-        )
-        attention = patches.new_zeros(len(image), classes, count, dtype=torch.float32)
+        zeros = at_least_float32(patches[:1, :1]).new_zeros
+        total = zeros(len(image), count, count) if affinity else None
+        attention = zeros(len(image), classes, count)
         maps, depth = [], len(self.blocks)
         ends = {depth * quarter // QUARTERS for quarter in range(1, QUARTERS + 1)}
         blocks: Iterable[Any] = self.blocks

@@ -18,10 +18,10 @@ class PrototypeBank(nn.Module):
     """Support bank and context prototypes of every class (CPAL section 3.2).
 
     Attributes:
-        entries: (N, size, d) float32, ring buffer of raw anchors; zeros where still empty.
+        entries: (N, size, d), ring buffer of raw anchors; zeros where still empty.
         count: (N,) int64, entries held.
         cursor: (N,) int64, where the next entry of the class goes; the oldest one once full.
-        context: (N, k, d) float32, context prototypes p^c (eq. 5); zeros where unused.
+        context: (N, k, d), context prototypes p^c (eq. 5); zeros where unused.
         cluster_count: (N,) int64, context prototypes in use; they stand first.
         cluster_sizes: (N, k) int64, members of each cluster when it was made.
         clustered_epoch: int64 scalar, epoch whose start made the clusters, -1 for none.
@@ -66,7 +66,7 @@ class PrototypeBank(nn.Module):
         """Append anchors in their order; a full class drops its oldest entries.
 
         Args:
-            anchors: (P, d) float; stored detached, as float32.
+            anchors: (P, d) float; stored detached, in the precision of the bank.
             classes: (P,) int64, index 0..N-1 of each anchor's class.
 
         Raises:

@@ -41,6 +41,8 @@ from wsss.methods.cpal.functional import (
 )
 from wsss.methods.cpal.settings import CPALSettings
 from wsss.methods.sipe.branch import side_convolutions
+from wsss.run.compute import at_least_float32
+from wsss.run.reduce import gather_rows, global_sum, world_and_rank
 
 
 class BranchOutput(NamedTuple):
@@ -97,12 +99,14 @@ class CPAL(Branch):
             self.projection.extend(side_convolutions(channels, options.side_channels))
         else:
             self.projection.append(nn.Conv2d(channels[-1], options.projection_dim, 1, bias=False))
+        if options.lambda_self == 0:
+            self.projection.requires_grad_(False)
         dim = sum(head.out_channels for head in self.projection)  # type: ignore[misc]
         banks = num_classes + (options.background == "bank")
         self.bank = PrototypeBank(banks, dim, options.bank)
         self.register_buffer("shift", torch.zeros(banks, dim))
         self.register_buffer("shift_known", torch.zeros(banks, dtype=torch.bool))
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: tuple[Tensor, ...] | None = None
 
     def losses(self, seen: Seen, cam: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """λ2 L_self of a training batch (eq. 14); its anchors wait for the bank."""
@@ -125,7 +129,7 @@ class CPAL(Branch):
         depends on.
         """
         z = self.project(seen.features)
-        return add_mirror(z) / 2, add_mirror(seen.features[-1].float()) / 2
+        return add_mirror(z) / 2, add_mirror(at_least_float32(seen.features[-1])) / 2
 
     def callbacks(self) -> list[pl.Callback]:
         """The callback that fills the bank comes with the method."""
@@ -184,8 +188,8 @@ class CPAL(Branch):
         z = self.project(features)
         grid = (z.shape[2], z.shape[3])
         with torch.autocast(z.device.type, enabled=False):
-            maps = resize_maps(add_background(cam.float()), grid, align_corners=True)
-            valid_mask = class_valid_mask(valid, label.float(), grid)
+            maps = resize_maps(add_background(cam.to(z.dtype)), grid, align_corners=True)
+            valid_mask = class_valid_mask(valid, label.to(z.dtype), grid)
             pairs = self._pairs(z, maps, valid_mask, features[-1])
             self._pending = self._banked(pairs)
             shift = self._batch_shift(pairs)
@@ -221,6 +225,7 @@ class CPAL(Branch):
             PACAM (B, N+1, h, w), 0 for absent classes; the loss is 0.
         """
         test = self.options.test
+        z = at_least_float32(z)
         with torch.autocast(z.device.type, enabled=False):
             maps, valid_mask, pairs = self._whole_images(z, structure, cam, label)
             shift = torch.zeros_like(self.shift)
@@ -230,7 +235,7 @@ class CPAL(Branch):
                 known, mean = self._class_means(pairs)
                 shift = distribution_shift(self.bank.mean(), mean, known & (self.bank.count > 0))
             where = self.options.alignment if self.options.alignment != "off" else "pixel"
-            pacam, has_prototypes = self._pacam(z.float(), maps, valid_mask, pairs, shift, where)
+            pacam, has_prototypes = self._pacam(z, maps, valid_mask, pairs, shift, where)
         return BranchOutput(pacam * valid_mask, z.new_zeros(()), has_prototypes)
 
     @torch.no_grad()
@@ -240,28 +245,32 @@ class CPAL(Branch):
         """Anchors (P, d) and class indices (P,) of whole images; arguments as in `predict`."""
         with torch.autocast(z.device.type, enabled=False):
             _, _, pairs = self._whole_images(z, structure, cam, label)
-            return self._banked(pairs)
+            anchors, classes, _ = self._banked(pairs)
+            return anchors, classes
 
     def project(self, features: Sequence[Tensor]) -> Tensor:
-        """Projected features z = v(f), (B, d, h, w) float32."""
+        """Projected features z = v(f), (B, d, h, w), in float32 or more."""
         if self.options.features == "layer4":
             features = features[-1:]
         if self.options.detach_features:
             features = [feature.detach() for feature in features]
         sides = [head(feature) for head, feature in zip(self.projection, features, strict=True)]
         if self.options.features == "layer4":
-            return sides[0].float()
+            return at_least_float32(sides[0])
         # The working grid is the stage before the last one's, as in SIPE.
-        return hierarchical_feature(sides, (sides[-2].shape[2], sides[-2].shape[3])).float()
+        return hierarchical_feature(sides, (sides[-2].shape[2], sides[-2].shape[3]))
 
     def take_anchors(self) -> tuple[Tensor, Tensor]:
-        """Anchors (P, d) and class indices (P,) of the last batch; none when taken before."""
-        if self._pending is None:
-            device = self.shift.device
-            nothing = torch.zeros(0, self.shift.shape[1], device=device)
-            return nothing, torch.zeros(0, dtype=torch.long, device=device)
-        pending, self._pending = self._pending, None
-        return pending
+        """Anchors (P, d) and class indices (P,) of the last global batch, image by image.
+
+        All processes must call it. There are none when they were taken before.
+        """
+        whole = torch.zeros(0, dtype=torch.long, device=self.shift.device)
+        anchors, classes, image = self._pending or (self.shift[:0], whole, whole)
+        self._pending = None
+        world, rank = world_and_rank()
+        anchors, classes = gather_rows(anchors, classes, image * world + rank)
+        return anchors, classes
 
     def responses(self, z: Tensor, index: int) -> Tensor:
         """Which prototype answers where: ReLU(cos) of every context prototype of one class.
@@ -274,14 +283,15 @@ class CPAL(Branch):
             (clusters in use, h, w) in [0, 1].
         """
         used = self.bank.context[index, : int(self.bank.cluster_count[index])]
-        cosine = F.normalize(used, dim=1) @ F.normalize(z.float(), dim=0).flatten(1)
+        cosine = F.normalize(used, dim=1) @ F.normalize(z.to(used.dtype), dim=0).flatten(1)
         return F.relu(cosine).unflatten(1, z.shape[1:])
 
     def _whole_images(
         self, z: Tensor, structure: Tensor, cam: Tensor, label: Tensor
     ) -> tuple[Tensor, Tensor, Pairs]:
         """Class maps with background, valid mask and pairs of whole images."""
-        cam, z = cam.float(), z.float()
+        z = at_least_float32(z)
+        cam = cam.to(z.dtype)
         if self.options.test.structure == "z":
             structure = z
         if self.options.test.background_classes == "present":
@@ -294,7 +304,7 @@ class CPAL(Branch):
     def _pairs(self, z: Tensor, maps: Tensor, valid_mask: Tensor, structure: Tensor) -> Pairs:
         """Anchors of the present classes; those without any position are left out (eq. 4)."""
         if self.options.anchor == "seeds":
-            structure = resize_maps(structure.float(), (z.shape[2], z.shape[3]), False)
+            structure = resize_maps(at_least_float32(structure), (z.shape[2], z.shape[3]), False)
             present = maps.detach() * valid_mask
             scores = structure_iou(structure, present)
             mask = locate_seeds(scores, valid_mask, self.options.seed_attenuation)
@@ -319,21 +329,21 @@ class CPAL(Branch):
         anchors = masked_average(features, mask.flatten(2)[image, index])
         return Pairs(image, index, features, anchors)
 
-    def _banked(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Detached anchors and their index in the bank, where there is a bank for them.
+    def _banked(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Detached anchors, their index in the bank and their image, where there is a bank.
 
         The background's image-specific prototype (background="prototype") has none.
         """
         inside = pairs.classes < self.bank.num_classes
-        return pairs.anchors.detach()[inside], pairs.classes[inside]
+        return pairs.anchors.detach()[inside], pairs.classes[inside], pairs.image[inside]
 
     def _class_means(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Classes seen (banks,) bool and their mean anchor (banks, d) in the global mini-batch."""
-        anchors, index = self._banked(pairs)
+        anchors, index, _ = self._banked(pairs)
         member = F.one_hot(index, self.bank.num_classes).to(anchors.dtype)
         total = torch.cat([member.T @ anchors, member.sum(0)[:, None]], dim=1)
-        if self.training and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
+        if self.training:
+            total = global_sum(total)
         count = total[:, -1]
         return count > 0, total[:, :-1] / count.clamp(min=1)[:, None]
 

@@ -7,13 +7,13 @@ from typing import Any, Literal, Protocol
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from wsss.data.datamodule import WholeSet
 from wsss.methods.base import Network
 from wsss.methods.cpal.bank import PrototypeBank
 from wsss.run.callbacks import log_epoch, seed_of
 from wsss.run.progress import track
+from wsss.run.reduce import gather_rows, world_and_rank
 
 
 class PrototypeBranch(Protocol):
@@ -23,29 +23,8 @@ class PrototypeBranch(Protocol):
     name: str
 
     def take_anchors(self) -> tuple[Tensor, Tensor]:
-        """Anchors (P, d) and class indices (P,) of the last training batch."""
+        """Anchors (P, d) and class indices (P,) of the last training batch of all processes."""
         ...
-
-
-def world_and_rank() -> tuple[int, int]:
-    """Number of processes and which one this is."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1, 0
-    return torch.distributed.get_world_size(), torch.distributed.get_rank()
-
-
-def gather_anchors(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Rows of all processes, in rank order; every process must call it, also with no rows.
-
-    Args:
-        tensors: tensors whose first dimension may differ between processes.
-
-    Returns:
-        Each of them, concatenated over the processes; unchanged in a single process.
-    """
-    if world_and_rank()[0] == 1:
-        return tensors
-    return tuple(torch.cat(gather_all_tensors(tensor)) for tensor in tensors)
 
 
 @torch.no_grad()
@@ -68,21 +47,20 @@ def refill(network: Network, branch: Any, images: WholeSet) -> None:
     classes = [torch.zeros(0, dtype=torch.long, device=network.device)]
     places = [classes[0]]
     for place, sample in enumerate(track(mine.loader(), "refilling the bank", total=len(mine))):
-        label = sample["label"][None].to(network.device)
-        given = sample["maps"][None].to(network.device) if "maps" in sample else None
-        seen = network(sample["images"][0][None].to(network.device), label, given)
+        # Outside of a step nobody else brings them to the network's device and precision.
+        image, label = (
+            part[None].to(branch.shift) for part in (sample["images"][0], sample["label"])
+        )
+        given = sample["maps"][None].to(branch.shift) if "maps" in sample else None
+        seen = network(image, label, given)
         z, cam = branch.project(seen.features), network.host.general(seen)
         found, index = branch.anchors(z, seen.features[-1], cam, label)
         anchors.append(found)
         classes.append(index)
         places.append(torch.full_like(index, place * world + rank))
     network.train(training)
-    found, index, place_of = gather_anchors(
-        torch.cat(anchors), torch.cat(classes), torch.cat(places)
-    )
-    order = place_of.argsort(stable=True)
     branch.bank.clear()
-    branch.bank.push(found[order], index[order])
+    branch.bank.push(*gather_rows(torch.cat(anchors), torch.cat(classes), torch.cat(places)))
 
 
 class PrototypeCallback(pl.Callback):
@@ -128,9 +106,8 @@ class PrototypeCallback(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Push the anchors of all processes, in rank order."""
-        anchors, classes = gather_anchors(*self.branch.take_anchors())
-        self.branch.bank.push(anchors, classes)
+        """Push the anchors of all processes."""
+        self.branch.bank.push(*self.branch.take_anchors())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log how full the bank is and how large this epoch's clusters are."""

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.run.reduce import global_ratio
+
 SIMILARITIES = ("dot", "cosine", "l1", "l2")
 AGGREGATIONS = ("sum", "relu", "max")
 REDUCTIONS = ("all", "present")
@@ -199,14 +201,15 @@ def self_supervision_loss(
             `class_valid_mask`).
         has_prototypes: (B, N+1) bool, channels that have a PACAM; the others contribute nothing.
         reduction: `all` divides by all (N+1)·B channels, absent ones included; `present` by the
-            background and present-class channels that has_prototypes.
+            background and present-class channels of the global batch that has_prototypes (see
+            `global_ratio`).
 
     Returns:
         Scalar; 0 (with a gradient of 0) when nothing has_prototypes.
     """
     counted = valid * has_prototypes[:, :, None, None].to(valid.dtype)
     total = ((cam - pacam).abs() * counted).sum()
-    channels: Tensor | int = has_prototypes.numel()
+    total = total / (cam.shape[2] * cam.shape[3])
     if reduction == "present":
-        channels = ((valid.amax(dim=(2, 3)) > 0) & has_prototypes).sum().clamp(min=1)
-    return total / (channels * cam.shape[2] * cam.shape[3])
+        return global_ratio(total, ((valid.amax(dim=(2, 3)) > 0) & has_prototypes).sum())
+    return total / has_prototypes.numel()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsss.run.compute import at_least_float32
+
 
 def kmeans(
     points: Tensor,
@@ -47,7 +49,7 @@ def kmeans(
     slots = int(torch.as_tensor(k).max()) if groups else 0
     real = torch.arange(length, device=device) < counts[:, None]
     used = torch.arange(slots, device=device) < wanted[:, None]
-    points = points.float() * real[..., None]
+    points = at_least_float32(points) * real[..., None]
     if normalize:
         points = F.normalize(points, dim=2)
 
@@ -117,10 +119,10 @@ def _onehot(assignment: Tensor, slots: int, dtype: torch.dtype) -> Tensor:
 def _uniform_draws(groups: list[int], slots: int, seed: int) -> Tensor:
     """(G, slots, trials) uniform numbers, each group's from its own generator on the CPU."""
     trials = 2 + int(math.log(slots))
-    draws = torch.empty(len(groups), slots, trials)
+    draws = torch.empty(len(groups), slots, trials, dtype=torch.float32)
     for row, group in enumerate(groups):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + group) % 2**63)
-        draws[row] = torch.rand(slots, trials, generator=generator)
+        draws[row] = torch.rand(slots, trials, generator=generator, dtype=torch.float32)
     return draws
 
 

@@ -108,6 +108,8 @@ class SIPE(Branch):
         self.sides = nn.ModuleList()
         if options.features == "hierarchical":
             self.sides.extend(side_convolutions(channels, options.side_channels))
+        if options.gsc_weight == 0:
+            self.sides.requires_grad_(False)
 
     def losses(self, seen: Seen, cam: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weighted GSC loss of a training batch (SIPE eq. 10)."""
@@ -159,7 +161,7 @@ class SIPE(Branch):
         """Exploration of an image and its mirror image, whose features are added."""
         test = self.options.test
         spaces = {name: add_mirror(feature) for name, feature in self._spaces(seen).items()}
-        present = label.float()[None, :, None, None]
+        present = label.to(cam.dtype)[None, :, None, None]
         present_cam = cam * present
         left_over = present_cam if test.background_classes == "present" else cam
         competing = present_cam if test.seed_classes == "present" else cam

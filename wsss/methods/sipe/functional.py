@@ -6,7 +6,7 @@ image-specific prototypes (eq. 6), IS-CAM (eq. 7), General-Specific Consistency 
 
 Shapes: B images, N foreground classes, h x w grid, C channels; channel 0 of every (B, N+1, h, w)
 tensor is the background. Everything is a matrix product: the largest tensor is the structure map
-(B, hw, hw), and it carries no gradient. All functions compute and answer in float32, under
+(B, hw, hw), and it carries no gradient. All functions compute and answer in float32 or more, under
 autocast too: sums over hundreds of channels or a thousand pixels overflow or round in half.
 """
 
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from wsss.maps.functional import normalize_cam
 from wsss.maps.structure import locate_seeds, structure_iou, threshold_seeds
+from wsss.run.compute import at_least_float32
+from wsss.run.reduce import global_ratio
 
 COSINE_EPS = 1e-8  # least length of a vector in a cosine, as `F.cosine_similarity` has it
 SEED_CHOICES = ("structure", "argmax", "threshold")
@@ -47,10 +49,11 @@ def image_prototypes(seeds: Tensor, feature: Tensor) -> Tensor:
         (B, N+1, C) of unit length, zero for a class without seeds. Gradient flows into `feature`.
     """
     with torch.autocast(feature.device.type, enabled=False):
-        flat = seeds.float().flatten(2)
+        feature = at_least_float32(feature)
+        flat = seeds.to(feature.dtype).flatten(2)
         # Dividing by the count keeps the scale of `feature`, beside which eps is small.
         count = flat.sum(dim=2, keepdim=True).clamp_min(1.0)
-        centroid = torch.bmm(flat / count, feature.float().flatten(2).transpose(1, 2))
+        centroid = torch.bmm(flat / count, feature.flatten(2).transpose(1, 2))
         return F.normalize(centroid, dim=2, eps=COSINE_EPS)
 
 
@@ -65,10 +68,10 @@ def reactivate(feature: Tensor, prototypes: Tensor) -> Tensor:
         ReLU(cos(g(i), p_n)), (B, N+1, h, w) in [0, 1]; zero for a zero prototype.
     """
     with torch.autocast(feature.device.type, enabled=False):
-        flat = feature.float().flatten(2)
+        flat = at_least_float32(feature).flatten(2)
         # Dividing the products by the lengths spares a normalized copy of the feature.
         length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(COSINE_EPS)
-        cosine = torch.bmm(prototypes.float(), flat) / length
+        cosine = torch.bmm(prototypes.to(flat.dtype), flat) / length
         return F.relu(cosine).unflatten(2, feature.shape[-2:])
 
 
@@ -135,10 +138,12 @@ def gsc_loss(general: Tensor, specific: Tensor, counted: Tensor | None = None) -
             absent classes, whose two maps are zero, then dilute the loss.
 
     Returns:
-        Scalar float32. Neither side is detached here.
+        Scalar; of `counted` channels those of the global batch (see `global_ratio`). Neither side
+        is detached here.
     """
-    difference = (general.float() - specific.float()).abs().mean(dim=(2, 3))
+    general, specific = at_least_float32(general), at_least_float32(specific)
+    difference = (general - specific).abs().mean(dim=(2, 3))
     if counted is None:
         return difference.mean()
     counted = counted.to(difference.dtype)
-    return (difference * counted).sum() / counted.sum().clamp_min(1.0)
+    return global_ratio((difference * counted).sum(), counted.sum())
