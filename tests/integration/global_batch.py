@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 
 from wsss.build.objects import build_backbone, build_image_set, build_network, training_data
@@ -29,7 +28,7 @@ from wsss.maps.files import ClassMaps, write_class_maps
 from wsss.refine.irn import EdgeDisplacement, IRNModule
 from wsss.refine.psa import READINGS
 from wsss.refine.psa_network import PosteriorSet, PSACrop, PSAModule, PSANetwork
-from wsss.run.callbacks import FiniteLoss, SeedEpochs
+from wsss.run.callbacks import FiniteLoss
 from wsss.stages.psa_train import BackboneBody
 from wsss.stages.seg_train import training_crop
 
@@ -128,8 +127,7 @@ def main(rank: int, world: int, scenes: Path, folder: Path) -> None:
         if world > 1:
             torch.distributed.barrier()
         module, data, options = training_of(name, s, folder)
-        callbacks: list[pl.Callback] = [SeedEpochs(s.seed), FiniteLoss("lr")]
-        trainer = build_trainer(s, folder, callbacks, **options)
+        trainer = build_trainer(s, folder, [FiniteLoss("lr")], **options)
         trainer.fit(module, datamodule=data)
         torch.save(module.state_dict(), folder / f"{name}_{rank}_of_{world}.pt")
 
@@ -141,6 +139,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("error", message=".*find_unused_parameters.*")
     if processes > 1:
         place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes}
+        place |= {"LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1}
         os.environ |= {key: str(value) for key, value in place.items()}
         os.environ["TORCHELASTIC_RUN_ID"] = "test"
         torch.distributed.init_process_group(
