@@ -44,6 +44,7 @@ TRAININGS: dict[str, tuple[str, ...]] = {
     "cpal": ("method=cpal", *BANK),
     "cpal_present": ("method=cpal_small", "method.reduction=present", *BANK),
     "cpal_refilled": ("method=cpal_small", "method.background=bank", "method.refill=epoch", *BANK),
+    "several": ("method=several",),
     "amn": ("experiment=tiny_amn", "host.dropout=0", "optimizer.lr=0.001"),
     "mctformer": (
         *("host=mctformer_tiny", "optimizer=mctformer", "host.image_size=64", "host.width=24"),
