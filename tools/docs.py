@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from latex2mathml.converter import convert
 
 from wsss.build.keys import comments_of_choice, head_of, shown
 from wsss.stages import stage_names
@@ -39,7 +38,10 @@ SECTIONS: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
     ),
     "sweeps.md": ("Sweeps and reports", [("README.md", "Sweeps")]),
     "segmentation.md": ("Segmentation", [("README.md", "Segmentation")]),
-    "hardware.md": ("Hardware and dashboards", [("README.md", "Hardware and dashboards")]),
+    "hardware.md": (
+        "Hardware and scaling",
+        [("README.md", "Hardware and dashboards"), ("docs/scaling.md", None)],
+    ),
     "results.md": ("Results", [("README.md", "Results")]),
     "house.md": ("The house", [("README.md", "The house")]),
     "extend.md": ("Add a host, method, data set", [("CONTRIBUTING.md", "Where things are")]),
@@ -49,6 +51,7 @@ SECTIONS: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
             ("CONTRIBUTING.md", "Set up, test, lint"),
             ("CONTRIBUTING.md", "Tests"),
             ("CONTRIBUTING.md", "Style"),
+            ("CONTRIBUTING.md", "Docs"),
             ("CONTRIBUTING.md", "Commits"),
         ],
     ),
@@ -59,7 +62,6 @@ SECTIONS: dict[str, tuple[str, list[tuple[str, str | None]]]] = {
     "methods/mctformer.md": ("MCTformer", [("wsss/hosts/mctformer/README.md", None)]),
     "methods/clip_es.md": ("CLIP-ES", [("wsss/hosts/clip_es/README.md", None)]),
     "changes.md": ("Changes", [("CHANGELOG.md", None)]),
-    "scaling.md": ("Scaling", [("docs/scaling.md", None)]),
 }
 
 # The maths whose functions have a page each, by module.
@@ -110,7 +112,7 @@ def section(text: str, heading: str) -> str:
             rank = len(match[1])
     if not rank:
         raise SystemExit(f"docs: there is no heading '{heading}' any more; see SECTIONS")
-    return "\n".join(found).strip()
+    return "\n".join(found).strip("\n")
 
 
 def without(text: str, headings: set[str]) -> str:
@@ -119,13 +121,13 @@ def without(text: str, headings: set[str]) -> str:
         if re.search(rf"^#+ {re.escape(heading)}$", text, re.MULTILINE):
             inner = section(text, heading)
             text = re.sub(rf"^#+ {re.escape(heading)}\n+{re.escape(inner)}", "", text, flags=re.M)
-    return text.strip()
+    return text.strip("\n")
 
 
 def page_of(target: str) -> str | None:
     """The page that a file of the repository went into."""
-    first = {parts[0][0]: page for page, (_, parts) in reversed(SECTIONS.items())}
-    return first.get(target)
+    pages = {f: page for page, (_, parts) in reversed(SECTIONS.items()) for f, _ in parts}
+    return pages.get(target)
 
 
 def linked(text: str, file: str, page: str) -> str:
@@ -153,6 +155,7 @@ def linked(text: str, file: str, page: str) -> str:
 
 def with_math(text: str) -> str:
     """Blocks of LaTeX as MathML, which browsers show without a script."""
+    from latex2mathml.converter import convert
 
     def put(match: re.Match[str]) -> str:
         return f'<div class="math">{convert(match[1].strip(), display="block")}</div>'
@@ -160,12 +163,13 @@ def with_math(text: str) -> str:
     return re.sub(r"^```math\n(.*?)^```$", put, text, flags=re.DOTALL | re.MULTILINE)
 
 
-def raised(text: str) -> str:
-    """Headings brought to rank 2 at the highest, as rank 1 is the page's title."""
-    ranks = [len(m[1]) for line in text.splitlines() if (m := HEADING.match(line))]
+def raised(text: str, rank: int) -> str:
+    """The same with its highest headings brought to a rank, the others below them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    ranks = [len(m[1]) for line in prose.splitlines() if (m := HEADING.match(line))]
     if not ranks:
         return text
-    shift = 2 - min(ranks)
+    shift = rank - min(ranks)
     fenced = False
     lines = []
     for line in text.splitlines():
@@ -192,12 +196,16 @@ def write_sections() -> None:
                 continue
             text = (ROOT / file).read_text(encoding="utf-8")
             if heading is None:
-                part = re.sub(r"^# .*\n", "", text, count=1)
+                first, _, part = text.partition("\n")
+                head = first.removeprefix("# ")
             else:
+                head = heading
                 part = without(section(text, heading), own - {heading} | {"From Python"})
-            part = raised(with_math(linked(part, file, page)))
-            if heading and len(parts) > 1 and heading not in (title, "Two commands"):
-                part = f"## {heading}\n\n{part.replace(chr(10) + '## ', chr(10) + '### ')}"
+            part = with_math(linked(part, file, page))
+            if len(parts) > 1 and head not in (title, "Two commands"):
+                part = f"## {head}\n\n{raised(part, 3)}"
+            else:
+                part = raised(part, 2)
             texts.append(part)
         name = Path(page).stem
         if name in MATHS:

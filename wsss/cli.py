@@ -121,7 +121,7 @@ def overview() -> str:
     for group, title in titles.items():
         lines += ["", f"{title} ({group}=...)"]
         lines += [f"  {n:<26}{head(CONF / group / f'{n}.yaml')}" for n in choices_of(group)]
-    lines += ["", "All keys with their values: python run.py --cfg job [experiment=NAME]"]
+    lines += ["", "A recipe with all of its keys: python run.py experiment=NAME --help"]
     return "\n".join(lines)
 
 

@@ -238,7 +238,9 @@ def disagreement(expected: Tensor, found: Tensor, tolerance: float = 1e-3) -> fl
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's notices, which tell a user nothing about this network."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
