@@ -197,6 +197,7 @@ def test_seeds_and_the_crf_are_those_of_the_stages(written, settings, files, lab
         assert (refined.labels == stored).mean() > 0.99
     model.settings = replace(model.settings, background=1.0)
     assert not model.predict(files[0], labels[files[0].stem]).found
+    assert wsss.load(model.save(checkpoint.parent / "m.safetensors")).settings == model.settings
 
 
 def test_what_is_wrong_is_one_line(written, files, tmp_path) -> None:

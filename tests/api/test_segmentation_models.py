@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,10 @@ def test_the_crf_is_that_of_the_probabilities(
     raw, refined = (model.predict(photographs / "p0.png", crf=crf) for crf in (False, True))
     shares = crf_from_probabilities(raw.picture, raw.probabilities, s.segmentation.eval.crf)
     assert np.array_equal(refined.labels, shares.argmax(0))
+    wide = replace(model.settings.eval, scales=(1.0, 1.5))
+    model.settings = replace(model.settings, eval=wide)
+    again = wsss.load(model.save(photographs / "m.safetensors"))
+    assert again.settings.eval == wide
 
 
 def test_a_prediction_shows_and_writes_what_it_is(

@@ -25,7 +25,7 @@ from wsss.api.photographs import (
     vectors_of,
 )
 from wsss.api.prediction import Prediction
-from wsss.build.blueprint import SeedUse
+from wsss.build.blueprint import SeedUse, used_by_segmenter
 from wsss.build.components import TARGET
 from wsss.build.settings import plain
 from wsss.data.datamodule import WholeSet
@@ -183,7 +183,8 @@ class SeedModel(Model):
         """The blueprint of a copy that is filled with `weights`, which hold the host's own too."""
         content = super().plan()
         options = plain(self._seeds.host.without_files())
-        return {**content, "host": {TARGET: content["host"][TARGET], **options}}
+        host = {TARGET: content["host"][TARGET], **options}
+        return {**content, "host": host, "use": plain(self.settings)}
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a file or folder, no collection
@@ -431,6 +432,10 @@ class SegmentationModel(Model):
     def weights(self) -> dict[str, Tensor]:
         """All tensors that a file must hold, by name."""
         return self._segmenter.state_dict()
+
+    def plan(self) -> dict[str, Any]:
+        """The blueprint of a copy that is filled with `weights`, with the settings of now."""
+        return {**super().plan(), "segmentation": used_by_segmenter(self.settings)}
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a file or folder, no collection

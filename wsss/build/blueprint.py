@@ -128,25 +128,31 @@ def seed_blueprint(s: Settings, classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-USED = ("network", "msc", "msc_scales", "long_side", "predict")  # of `segmentation`, by a network
+USED = ("msc", "msc_scales", "long_side", "predict")  # of `segmentation`, by a network
 USED_EVAL = ("scales", "mirror", "fuse", "align_corners", "crf")  # of `segmentation.eval`
+
+
+def used_by_segmenter(settings: SegmentationSettings) -> dict[str, Any]:
+    """Those of the settings that a trained network and its use depend on, as plain content."""
+    options = plain(settings)
+    return {
+        **{key: options[key] for key in USED},
+        "network": {**options["network"], "weights": None},
+        "eval": {key: options["eval"][key] for key in USED_EVAL},
+    }
 
 
 def segmenter_blueprint(
     s: Settings, classes: tuple[str, ...], initial_weights: str
 ) -> dict[str, Any]:
     """Blueprint of the segmentation network that the settings describe."""
-    options = plain(s.segmentation)
-    used = {key: options[key] for key in USED}
-    used["network"] = {**used["network"], "weights": None}
-    used["eval"] = {key: options["eval"][key] for key in USED_EVAL}
     return {
         "network": "segmentation",
         "format": FORMAT,
         "classes": list(classes),
         "seed": s.seed,
         "backbone": {**plain(s.backbone), "weights": None},
-        "segmentation": used,
+        "segmentation": used_by_segmenter(s.segmentation),
         "initial_weights": initial_weights,
     }
 
