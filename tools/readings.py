@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
 from wsss.build.identity import find_checkpoint  # noqa: E402
 from wsss.build.objects import build_image_set, load_network, whole_set  # noqa: E402
@@ -40,7 +41,7 @@ from wsss.cli import compose_for_doctor, quote_paths  # noqa: E402
 from wsss.data.base import ImageSet  # noqa: E402
 from wsss.evaluation.confusion import confusion  # noqa: E402
 from wsss.evaluation.curves import ThresholdCurve  # noqa: E402
-from wsss.evaluation.per_image import Collector, Sparse, write_confusions  # noqa: E402
+from wsss.evaluation.per_image import Collector, Sparse, read_confusions, write_confusions  # noqa: E402
 from wsss.evaluation.seeds import seed_labels  # noqa: E402
 from wsss.maps.functional import add_background, resize_maps  # noqa: E402
 from wsss.maps.fuse import enlarge, fuse_scales  # noqa: E402
@@ -143,26 +144,47 @@ class Observer:
     """Runs a network over photographs; keeps what is seen in files."""
 
     def __init__(self, s: Settings, cache: Path) -> None:
-        self.s, self.cache = s, cache
+        self.s = s
         self.images = build_image_set(s)
-        checkpoint, self.weights = find_checkpoint(s, "readings", self.images.classes)
+        checkpoint, weights = find_checkpoint(s, "readings", self.images.classes)
+        self.folder = cache / weights[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.network = load_network(s, checkpoint, self.images.classes)
         self.host = self.network.host
         self.branches = branches_of(self.network)
         self.host.folded()
 
-    def samples(self, split: str, scales: tuple[float, ...]) -> Iterator[dict[str, Any]]:
-        """What is seen of each image: `name`, `classes` present, `size`, `looks` by scale."""
-        for sample in whole_set(self.s, self.images, self.host, split, scales).loader():
-            path = self.cache / self.weights[:16] / f"{len(scales)}" / f"{sample['name']}.pt"
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """What is seen of each scored image: `name`, `classes`, `size`, `looks` by scale."""
+        for sample in self._images(self.s.data.eval_split, self.s.data.scales):
+            path = self.folder / f"{sample['name']}.pt"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(self._see(sample, mirror=len(scales) > 1), path)
+                torch.save(self._see(sample, list(self.branches), mirror=True), path)
             seen = torch.load(path, weights_only=True)
             yield {"name": sample["name"], "size": tuple(sample["size"].tolist()), **seen}
 
     @torch.no_grad()
-    def _see(self, sample: Mapping[str, Any], mirror: bool) -> dict[str, Any]:
+    def bank(self, space: str) -> Bank:
+        """The bank of the training images under the weights, as `test.refresh_bank` makes it."""
+        path = self.folder / f"bank of {space}.pt"
+        if not path.is_file():
+            found, classes = [], []
+            for sample in self._images(self.s.data.train_split, (1.0,)):
+                seen = self._see(sample, [space], mirror=False)
+                (look,) = looks_of(seen, space)
+                there = look.seeds.sum(1) > 0
+                found.append(look.anchors(look.seeds)[there])
+                classes.append(torch.tensor([0, *seen["classes"]])[there])
+            torch.save((torch.cat(found), torch.cat(classes)), path)
+        bank, count = self.branches[space].bank, self.images.num_classes + 1
+        k = bank.context.shape[1]
+        return cluster(*torch.load(path), count, bank.size, k, self.s.seed)
+
+    def _images(self, split: str, scales: tuple[float, ...]) -> DataLoader:
+        return whole_set(self.s, self.images, self.host, split, scales).loader()
+
+    @torch.no_grad()
+    def _see(self, sample: Mapping[str, Any], spaces: list[str], mirror: bool) -> dict[str, Any]:
         label = sample["label"]
         looks: list[dict[str, Any]] = []
         own: dict[str, list[Tensor]] = {}
@@ -172,7 +194,7 @@ class Observer:
             else:
                 seen = self.network(image[None], label[None])
                 cam = self.host.general(seen)
-            z = {name: features_of(branch, seen) for name, branch in self.branches.items()}
+            z = {name: features_of(self.branches[name], seen) for name in spaces}
             grid = next(iter(z.values())).shape[-2:]
             maps = resize_maps(add_background(cam * label[:, None, None]), grid, True)[0]
             kept = torch.cat([torch.ones(1), label]) > 0
@@ -211,37 +233,6 @@ def looks_of(seen: Mapping[str, Any], space: str) -> list[Look]:
     return [Look(one["z"][space], one["maps"], tuple(one["grid"])) for one in seen["looks"]]
 
 
-def bank_of(
-    observer: Observer,
-    space: str,
-    branch: Any,
-    again: Reading | None = None,
-    bank: Bank | None = None,
-) -> Bank:
-    """The bank of the training images under the weights, as `test.refresh_bank` makes it.
-
-    Args:
-        observer: what is seen.
-        space: name of the branch.
-        branch: gives size, clusters and seed.
-        again: a reading whose last seeds the anchors come from, instead of the CAM's seeds.
-        bank: that `again` reads.
-    """
-    found, classes = [], []
-    for seen in observer.samples(observer.s.data.train_split, (1.0,)):
-        (look,) = looks_of(seen, space)
-        rows = [0, *seen["classes"]]
-        seeds = look.seeds if again is None or bank is None else last_seeds(again, look, bank, rows)
-        there = seeds.sum(1) > 0
-        found.append(look.anchors(seeds)[there])
-        classes.append(torch.tensor(rows)[there])
-    size, k = 1000, 50
-    if hasattr(branch, "bank"):
-        size, k = branch.bank.size, branch.bank.context.shape[1]
-    count = observer.images.num_classes + 1
-    return cluster(torch.cat(found), torch.cat(classes), count, size, k, observer.s.seed)
-
-
 # Readings.
 
 
@@ -251,7 +242,6 @@ class Reading:
 
     Attributes:
         space: name of the branch whose features they are.
-        bank: which bank: `first`, or `second`, of seeds located again.
         prototypes: `none`, `mean` of the class's bank, its `context` clusters or all `entries`.
         own: whether the image's own anchor stands among the prototypes.
         neighbors: how many of the nearest prototypes; None: all.
@@ -270,7 +260,6 @@ class Reading:
     """
 
     space: str = "cpal"
-    bank: str = "first"
     prototypes: str = "context"
     own: bool = True
     neighbors: int | None = 20
@@ -318,12 +307,11 @@ def weights_of(r: Reading, anchor: Tensor, prototypes: Tensor) -> Tensor:
     return torch.softmax((score / divisor).masked_fill(chosen == 0, -torch.inf), 0)
 
 
-def respond(r: Reading, look: Look, anchor: Tensor, bank: Bank, c: int) -> Tensor:
+def respond(r: Reading, look: Look, anchor: Tensor, bank: Bank | None, c: int) -> Tensor:
     """Response (L,) of a class, signed."""
-    known = r.prototypes != "none" and len(bank.entries[c]) > 0
-    shift = bank.mean[c] - anchor if r.shift and known else None
-    if not known:
+    if bank is None or r.prototypes == "none" or not len(bank.entries[c]):
         return cosines(look, unit(anchor)[None], None)[0]
+    shift = bank.mean[c] - anchor if r.shift else None
     prototypes = {
         "mean": bank.mean[c][None],
         "context": bank.context[c],
@@ -347,7 +335,7 @@ def respond(r: Reading, look: Look, anchor: Tensor, bank: Bank, c: int) -> Tenso
     return torch.logsumexp(each / 0.05 + w.log()[:, None], 0) * 0.05
 
 
-def answer(r: Reading, look: Look, seeds: Tensor, bank: Bank, rows: Sequence[int]) -> Tensor:
+def answer(r: Reading, look: Look, seeds: Tensor, bank: Bank | None, rows: Sequence[int]) -> Tensor:
     """Maps (K+1, L) in [0, 1] of an image whose classes, 0 first, are `rows`."""
     p = look.anchors(seeds * look.maps if r.soft else seeds)
     there = (seeds.sum(1) > 0).tolist()
@@ -389,15 +377,9 @@ def mixed(how: float | str, r: Reading, maps: Tensor, found: Tensor) -> Tensor:
     return torch.cat([1 - both[1:].amax(0, keepdim=True), both[1:]])
 
 
-def last_seeds(r: Reading, look: Look, bank: Bank, rows: Sequence[int]) -> Tensor:
-    """Seeds of the last round at a single scale."""
-    seeds = look.seeds
-    for how in r.rounds:
-        seeds = look.locate(mixed(how, r, look.maps, answer(r, look, seeds, bank, rows)))
-    return seeds
-
-
-def maps_of(r: Reading, looks: Sequence[Look], bank: Bank, rows: Sequence[int]) -> list[Tensor]:
+def maps_of(
+    r: Reading, looks: Sequence[Look], bank: Bank | None, rows: Sequence[int]
+) -> list[Tensor]:
     """Maps (K+1, h, w) at each scale."""
     found = [answer(r, look, look.seeds, bank, rows) for look in looks]
     for how in r.rounds:
@@ -417,65 +399,70 @@ def shaped(found: Sequence[Tensor], looks: Sequence[Look]) -> list[Tensor]:
     return [one.unflatten(1, look.grid) for one, look in zip(found, looks, strict=True)]
 
 
-def readings(spaces: Sequence[str]) -> dict[str, Reading]:
+def readings() -> dict[str, Reading]:
     """The readings, by what they are called."""
-    made: dict[str, Reading] = {}
-    for space in spaces:
-        own = Reading(space=space, prototypes="none", shift=False)
-        mean = Reading(space=space, prototypes="mean")
-        near = Reading(space=space)
-        every = replace(near, neighbors=None)
-        bases = {"own": own, "mean": mean, "K 20": near, "all": every}
-        for name, one in bases.items():
-            made[f"{space} {name}"] = one
-            made[f"{space} {name}, 2nd .5"] = replace(one, rounds=(0.5,))
-            made[f"{space} {name}, 2nd geometric"] = replace(one, rounds=("geometric",))
-            made[f"{space} {name}, 2nd .5 fused"] = replace(one, rounds=(0.5,), fused=True)
-        if space == "sipe":
-            continue
-        for name, one in {"K 20": near, "mean": mean}.items():
-            two = replace(one, rounds=(0.5,))
-            made |= {
-                f"{space} {name}, 2nd .25": replace(one, rounds=(0.25,)),
-                f"{space} {name}, 2nd .75": replace(one, rounds=(0.75,)),
-                f"{space} {name}, 2nd from PACAM": replace(one, rounds=(1.0,)),
-                f"{space} {name}, 3rd .5": replace(one, rounds=(0.5, 0.5)),
-                f"{space} {name}, 3rd .5 fused": replace(one, rounds=(0.5, 0.5), fused=True),
-                f"{space} {name}, 2nd .5, background 1 - max": replace(two, kept_background=False),
-                f"{space} {name}, 2nd .5, bank of 2nd": replace(two, bank="second"),
-                f"{space} {name}, soft anchors": replace(one, soft=True),
-                f"{space} {name}, 2nd .5, soft anchors": replace(two, soft=True),
-                f"{space} {name}, no shift": replace(one, shift=False),
-                f"{space} {name}, not own": replace(one, own=False),
-                f"{space} {name}, vector, no shift": replace(one, form="vector", shift=False),
-                f"{space} {name}, residual, no shift": replace(one, form="residual", shift=False),
-                f"{space} {name}, background bank": replace(one, background="bank"),
-                f"{space} {name}, compete .5": replace(one, compete=0.5),
-                f"{space} {name}, compete 1": replace(one, compete=1.0),
-                f"{space} {name}, 2nd .5, compete .5": replace(two, compete=0.5),
-            }
+    own = Reading(prototypes="none", shift=False)
+    mean, near = Reading(prototypes="mean"), Reading()
+    made = {}
+    for name, one in {
+        "SIPE own": replace(own, space="sipe"),
+        "own": own,
+        "mean": mean,
+        "K 20": near,
+        "all": replace(near, neighbors=None),
+        "entries, K 20": replace(near, prototypes="entries"),
+    }.items():
+        made[name] = one
+        made[f"{name}, 2 rounds"] = replace(one, rounds=(0.5,))
+        made[f"{name}, 2 rounds geometric"] = replace(one, rounds=("geometric",))
+        made[f"{name}, 2 rounds all scales"] = replace(one, rounds=(0.5,), fused=True)
+    # The background of the mixed maps is 1 - max of the mixed classes, instead of mixed itself.
+    for name in ("SIPE own", "own", "K 20", "entries, K 20"):
+        two = replace(made[name], rounds=(0.5,), kept_background=False)
         made |= {
-            f"{space} K 5": replace(near, neighbors=5),
-            f"{space} K 10": replace(near, neighbors=10),
-            f"{space} K 5, no shift": replace(near, neighbors=5, shift=False),
-            f"{space} entries, K 20": replace(near, prototypes="entries"),
-            f"{space} entries, K 5, no shift": replace(
-                near, prototypes="entries", neighbors=5, shift=False
-            ),
-            f"{space} raw dot": replace(near, temperature=1.0),
-            f"{space} raw dot, vector, no shift": replace(
-                near, temperature=1.0, form="vector", shift=False
-            ),
-            f"{space} cosine / .1": replace(near, temperature=0.1, normalized=True),
-            f"{space} cosine / .02": replace(near, temperature=0.02, normalized=True),
-            f"{space} equal weights": replace(near, temperature=0),
-            f"{space} max": replace(near, form="max", temperature=0),
-            f"{space} softmax": replace(near, form="softmax", temperature=0),
-            f"{space} max, no shift": replace(near, form="max", temperature=0, shift=False),
-            f"{space} background nearest": replace(near, background="nearest"),
-            f"{space} background 1 - max": replace(near, background="complement"),
+            f"{name}, 2 rounds of 1 - max": two,
+            f"{name}, 3 rounds of 1 - max": replace(two, rounds=(0.5, 0.5)),
+            f"{name}, 2 rounds of 1 - max, all scales": replace(two, fused=True),
+            f"{name}, 3 rounds of 1 - max, all scales": replace(two, rounds=(0.5, 0.5), fused=True),
         }
-    return made
+        if name != "own":
+            made[f"{name}, 2 rounds of 1 - max, background 1 - max"] = replace(
+                two, background="complement"
+            )
+    made["SIPE own, background 1 - max"] = replace(made["SIPE own"], background="complement")
+    for name, one in {"mean": mean, "K 20": near}.items():
+        two = replace(one, rounds=(0.5,))
+        made |= {
+            f"{name}, 2 rounds .25": replace(one, rounds=(0.25,)),
+            f"{name}, 2 rounds .75": replace(one, rounds=(0.75,)),
+            f"{name}, 2 rounds from PACAM": replace(one, rounds=(1.0,)),
+            f"{name}, 3 rounds": replace(one, rounds=(0.5, 0.5)),
+            f"{name}, 3 rounds all scales": replace(one, rounds=(0.5, 0.5), fused=True),
+            f"{name}, no shift": replace(one, shift=False),
+            f"{name}, 2 rounds, no shift": replace(two, shift=False),
+            f"{name}, without own": replace(one, own=False),
+            f"{name}, residual, no shift": replace(one, form="residual", shift=False),
+            f"{name}, 2 rounds, residual, no shift": replace(two, form="residual", shift=False),
+            f"{name}, 2 rounds, compete .5": replace(two, compete=0.5),
+        }
+    return made | {
+        "K 5": replace(near, neighbors=5),
+        "K 10": replace(near, neighbors=10),
+        "K 5, no shift": replace(near, neighbors=5, shift=False),
+        "raw dot": replace(near, temperature=1.0),
+        "raw dot, vector, no shift": replace(near, temperature=1.0, form="vector", shift=False),
+        "cosine / .05": replace(near, temperature=0.05, normalized=True),
+        "equal weights": replace(near, temperature=0),
+        "max": replace(near, form="max", temperature=0),
+        "max, no shift": replace(near, form="max", temperature=0, shift=False),
+        "softmax": replace(near, form="softmax", temperature=0),
+        "soft anchors": replace(near, soft=True),
+        "compete .5": replace(near, compete=0.5),
+        "compete 1": replace(near, compete=1.0),
+        "background bank": replace(near, background="bank"),
+        "background nearest": replace(near, background="nearest"),
+        "background 1 - max": replace(near, background="complement"),
+    }
 
 
 # Scores.
@@ -505,16 +492,17 @@ class Scorer:
         self.rows[row][1].add(name, self.curve.count(truth, best, value))
 
     def write(self, folder: Path) -> None:
-        """Write `confusions.npz` and `curves.npz`."""
+        """Write `confusions.npz` and `curves.npz`; other rows that are there already stay."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_confusions(
-            folder / "confusions.npz",
-            {row: one.confusions() for row, (one, _) in self.rows.items()},
-        )
-        np.savez_compressed(
-            folder / "curves.npz",
-            **{row: one.confusions().triplets for row, (_, one) in self.rows.items()},
-        )
+        matrices, curves = folder / "confusions.npz", folder / "curves.npz"
+        rows = {row: one.confusions() for row, (one, _) in self.rows.items()}
+        parts = {row: one.confusions().triplets for row, (_, one) in self.rows.items()}
+        if matrices.is_file():
+            rows = read_confusions(matrices) | rows
+            with np.load(curves, allow_pickle=False) as stored:
+                parts = {row: stored[row] for row in stored.files} | parts
+        write_confusions(matrices, rows)
+        np.savez_compressed(curves, **parts)
 
 
 @torch.no_grad()
@@ -522,20 +510,12 @@ def measure(s: Settings, to: Path, cache: Path, chosen: Callable[[str], bool]) -
     """Score the program's own maps and all readings with one checkpoint."""
     observer = Observer(s, cache)
     begun = time.monotonic()
-    wanted = {name: r for name, r in readings(list(observer.branches)).items() if chosen(name)}
-    banks: dict[tuple[str, str], Bank] = {}
-    for r in wanted.values():
-        branch = observer.branches[r.space]
-        if (r.space, "first") not in banks:
-            banks[r.space, "first"] = bank_of(observer, r.space, branch)
-        if (r.space, r.bank) not in banks:
-            again = Reading(space=r.space, rounds=(0.5,))
-            banks[r.space, r.bank] = bank_of(
-                observer, r.space, branch, again, banks[r.space, "first"]
-            )
+    there = observer.branches
+    wanted = {name: r for name, r in readings().items() if r.space in there and chosen(name)}
+    banks = {r.space: observer.bank(r.space) for r in wanted.values() if r.prototypes != "none"}
     print(f"banks: {time.monotonic() - begun:.0f} s", flush=True)
     scorer = Scorer(observer.images)
-    for seen in observer.samples(s.data.eval_split, s.data.scales):
+    for seen in observer.samples():
         truth = observer.images.mask(seen["name"])
         assert truth is not None
         grid = tuple((side - 1) // STRIDE + 1 for side in seen["size"])
@@ -549,8 +529,8 @@ def measure(s: Settings, to: Path, cache: Path, chosen: Callable[[str], bool]) -
             score(row, maps)
         looks = {space: looks_of(seen, space) for space in observer.branches}
         for name, r in wanted.items():
-            bank = banks[r.space, r.bank]
-            score(name, maps_of(r, looks[r.space], bank, [0, *seen["classes"]]))
+            rows = [0, *seen["classes"]]
+            score(name, maps_of(r, looks[r.space], banks.get(r.space), rows))
     scorer.write(to)
     print(f"{len(scorer.rows)} readings in {time.monotonic() - begun:.0f} s: {to}", flush=True)
 

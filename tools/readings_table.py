@@ -3,8 +3,7 @@
     python tools/readings_table.py FOLDER/0 FOLDER/1 ... [--against sipe] [--rows 'cpal K*;cam'] [--by classes]
 
 A folder is a seed. Each cell is the mean paired difference of mIoU to the reading `--against` in
-percent points, with its 95 % interval over seeds in brackets (t) and over images in parentheses
-(bootstrap). Photographs are halved by their names: one half to choose a reading by, which the rows
+percent points, its 95 % interval over seeds (t) and, in parentheses, over images (bootstrap). Photographs are halved by their names: one half to choose a reading by, which the rows
 are sorted by, the other to report it on.
 """  # noqa: E501
 
@@ -22,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from wsss.evaluation.confusion import scores
+from wsss.evaluation.curves import ThresholdCurve
 from wsss.evaluation.paired import (
     over_images,
     over_seeds,
@@ -80,7 +81,12 @@ def at_threshold(curve: Confusions, index: int) -> Confusions:
 
 def best_threshold(curve: Confusions) -> int:
     """Number of the threshold of the highest mIoU."""
-    return int(np.argmax([miou(at_threshold(curve, k)) for k in range(THRESHOLDS)]))
+    labels = curve.num_labels
+    whole = ThresholdCurve(labels, np.arange(THRESHOLDS) / THRESHOLDS)
+    _, cell, count = curve.triplets
+    sums = np.bincount(cell, count, whole.counts.size)
+    whole.counts[:] = sums.reshape(whole.counts.shape)
+    return int(np.argmax([scores(matrix).miou for matrix in whole.matrices()]))
 
 
 def miou(one: Confusions) -> float:
@@ -98,8 +104,8 @@ def compared(ours: Sequence[Confusions], theirs: Sequence[Confusions]) -> str:
     seeds = over_seeds(gaps(ours, theirs))
     drawn = resampled([*ours, *theirs])
     low, high = over_images(drawn[: len(ours)], drawn[len(ours) :])
-    text = f"{seeds.mean:+.2f} [{seeds.low:+.2f}, {seeds.high:+.2f}]"
-    return f"{text} ({low[0]:+.2f}, {high[0]:+.2f})"
+    text = f"{seeds.mean:+.2f}, {seeds.low:+.2f} to {seeds.high:+.2f}"
+    return f"{text} ({low[0]:+.2f} to {high[0]:+.2f})"
 
 
 def groups_of(one: Confusions, by: str) -> dict[str, Callable[[int], bool]]:
@@ -201,7 +207,7 @@ def per_class(runs: Sequence[Run], against: str, rows: Sequence[str]) -> Table:
         cells = [name, f"{iou[against][:, k].mean():.1f}"]
         for row in rows:
             gap = over_seeds((iou[row] - iou[against])[:, k].tolist())
-            cells.append(f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]")
+            cells.append(f"{gap.mean:+.1f}, {gap.low:+.1f} to {gap.high:+.1f}")
         lines.append(tuple(cells))
     return Table("Classes", "IoU in percent.", ("class", against, *rows), tuple(lines), 0)
 

@@ -76,6 +76,11 @@ def cpal(make_network: Callable[..., SeedNetwork], **options: Any) -> SeedNetwor
         ({"aggregation": "max"}, {"form": "max"}),
         ({"background": "complement"}, {"background": "complement"}),
         ({"background": "bank"}, {"background": "bank"}),
+        ({"test": {"rounds": 2}}, {"rounds": (0.5,), "kept_background": False}),
+        (
+            {"prototypes": "mean", "test": {"rounds": 3}},
+            {"prototypes": "mean", "rounds": (0.5, 0.5), "kept_background": False},
+        ),
     ],
 )
 def test_a_reading_that_is_also_the_branch_s_gives_its_maps(
@@ -159,5 +164,7 @@ def test_halves_thresholds_and_parts(tool: ModuleType) -> None:
         expected = np.zeros((3, 3), dtype=int)
         np.add.at(expected, (truths[[1, 3]].ravel(), predicted.ravel()), 1)
         assert (found.total() == expected).all()
+    by_hand = [table.miou(table.at_threshold(half, k)) for k in range(80)]
+    assert table.best_threshold(half) == by_hand.index(max(by_hand))
     names = [f"2007_{k:06}" for k in range(1000)]
     assert 400 < sum(map(table.chooses, names)) < 600

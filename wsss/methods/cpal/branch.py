@@ -227,15 +227,21 @@ class CPAL(Branch):
         test = self.options.test
         z = at_least_float32(z)
         with torch.autocast(z.device.type, enabled=False):
-            maps, valid_mask, pairs = self._whole_images(z, structure, cam, label)
-            shift = torch.zeros_like(self.shift)
-            if test.alignment == "ema":
-                shift = self.shift
-            elif test.alignment == "batch":
-                known, mean = self._class_means(pairs)
-                shift = distribution_shift(self.bank.mean(), mean, known & (self.bank.count > 0))
+            maps, valid_mask, structure = self._whole_images(z, structure, cam, label)
             where = self.options.alignment if self.options.alignment != "off" else "pixel"
-            pacam, has_prototypes = self._pacam(z, maps, valid_mask, pairs, shift, where)
+            located = maps
+            for _ in range(test.rounds):
+                pairs = self._pairs(z, located, valid_mask, structure)
+                shift = torch.zeros_like(self.shift)
+                if test.alignment == "ema":
+                    shift = self.shift
+                elif test.alignment == "batch":
+                    known, mean = self._class_means(pairs)
+                    known = known & (self.bank.count > 0)
+                    shift = distribution_shift(self.bank.mean(), mean, known)
+                pacam, has_prototypes = self._pacam(z, maps, valid_mask, pairs, shift, where)
+                both = (maps + pacam)[:, 1:] * valid_mask[:, 1:]
+                located = add_background(normalize_cam(both))
         return BranchOutput(pacam * valid_mask, z.new_zeros(()), has_prototypes)
 
     @torch.no_grad()
@@ -244,7 +250,8 @@ class CPAL(Branch):
     ) -> tuple[Tensor, Tensor]:
         """Anchors (P, d) and class indices (P,) of whole images; arguments as in `predict`."""
         with torch.autocast(z.device.type, enabled=False):
-            _, _, pairs = self._whole_images(z, structure, cam, label)
+            maps, valid_mask, structure = self._whole_images(z, structure, cam, label)
+            pairs = self._pairs(at_least_float32(z), maps, valid_mask, structure)
             anchors, classes, _ = self._banked(pairs)
             return anchors, classes
 
@@ -288,8 +295,8 @@ class CPAL(Branch):
 
     def _whole_images(
         self, z: Tensor, structure: Tensor, cam: Tensor, label: Tensor
-    ) -> tuple[Tensor, Tensor, Pairs]:
-        """Class maps with background, valid mask and pairs of whole images."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Class maps with background, valid mask and structure of whole images."""
         z = at_least_float32(z)
         cam = cam.to(z.dtype)
         if self.options.test.structure == "z":
@@ -299,7 +306,7 @@ class CPAL(Branch):
         grid = (z.shape[2], z.shape[3])
         maps = resize_maps(add_background(cam), grid, align_corners=True)
         valid_mask = class_valid_mask(torch.ones_like(maps[:, 0]), label.to(maps.dtype), grid)
-        return maps, valid_mask, self._pairs(z, maps, valid_mask, structure)
+        return maps, valid_mask, structure
 
     def _pairs(self, z: Tensor, maps: Tensor, valid_mask: Tensor, structure: Tensor) -> Pairs:
         """Anchors of the present classes; those without any position are left out (eq. 4)."""
@@ -401,7 +408,6 @@ class CPAL(Branch):
                 prototypes,
                 selected,
                 self.options.similarity,
-                self.options.gamma,
                 self.options.temperature,
             )
         features = pairs.features

@@ -133,7 +133,6 @@ def positiveness(
     prototypes: Tensor,
     selected: Tensor,
     kind: str = "dot",
-    gamma: float = 1.0,
     temperature: float | None = None,
 ) -> Tensor:
     """Positiveness score w_{n,j} of each soft neighbor (eq. 7).
@@ -143,17 +142,17 @@ def positiveness(
         prototypes: (P, k, d).
         selected: (P, k) bool, the soft neighbors of eq. 6.
         kind: see `similarity`.
-        gamma: scaling factor γ; it cancels in eq. 13.
         temperature: divisor of the similarity; None is √d.
 
     Returns:
-        (P, k): softmax over the selected ones / γ; 0 elsewhere and for a pair without any.
+        (P, k): softmax over the selected ones; 0 elsewhere and for a pair without any. The paper's
+        factor 1/γ cancels in eq. 13 and is left out.
     """
     divisor = math.sqrt(anchors.shape[1]) if temperature is None else temperature
     score = similarity(anchors, prototypes, kind) / divisor
     # A finite floor keeps a pair without neighbors free of NaN.
     score = score.masked_fill(~selected, torch.finfo(score.dtype).min)
-    return torch.softmax(score, dim=1) * selected / gamma
+    return torch.softmax(score, dim=1) * selected
 
 
 def prototype_aware_cam(

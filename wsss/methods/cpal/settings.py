@@ -39,12 +39,15 @@ class CPALTest:
         structure: whether anchor=seeds takes correlations from the last feature f, as in training,
             or from z, as SIPE does from its hierarchical feature.
         refresh_bank: whether the bank is refilled and clustered with the final weights first.
+        rounds: how often anchors are taken: first where the CAM is, then where its mean with the
+            last PACAM is, whose background is 1 - max over the classes.
     """
 
     alignment: Literal["off", "ema", "batch"] = "batch"
     background_classes: Literal["all", "present"] = "all"
     structure: Literal["f", "z"] = "f"
     refresh_bank: bool = False
+    rounds: Count = 1
 
 
 @settings
@@ -79,7 +82,6 @@ class CPALSettings:
         neighbors: K of eq. 6, or `all`.
         positiveness: whether neighbors are weighted by eq. 7, or equally.
         similarity: similarity in eq. 7.
-        gamma: γ of eq. 7; it cancels in eq. 13.
         temperature: divisor of the similarity in eq. 7; None: √d.
         alignment: what ξ is added to in training: the `pixel` features, the `anchor` that chooses
             and weighs neighbors, `both`, or nothing.
@@ -118,7 +120,6 @@ class CPALSettings:
     neighbors: Count | Literal["all"] = 20
     positiveness: bool = True
     similarity: Literal["dot", "cosine", "l1", "l2"] = "dot"
-    gamma: Positive = 1.0
     temperature: Positive | None = None
 
     alignment: Literal["pixel", "anchor", "both", "off"] = "pixel"
