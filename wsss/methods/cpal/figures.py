@@ -203,7 +203,7 @@ def draw_prototypes(
             used = bank.available()[n]
             prototypes, selected = bank.context[n, used][None], used[used][None]
             weights = positiveness(
-                anchor[None], prototypes, selected, options.similarity, 1.0, options.temperature
+                anchor[None], prototypes, selected, options.similarity, options.temperature
             )[0]
             responses = branch.responses(one.z[0], n)
             _show(line[0], one.picture, None, names[n])
