@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from wsss.data.scenes import generate
 
@@ -82,6 +85,37 @@ class Program:
             env=self.env,
             **options,
         )
+
+    def assert_resumes(self, *arguments: str, sent: str = "SIGKILL") -> Path:
+        """A training killed after its first checkpoint ends with the weights of a whole one.
+
+        All in processes of their own: sums depend on the number of threads.
+
+        Returns:
+            The folder of the training that was killed and resumed.
+        """
+        settings = ("stage=train", "training.max_epochs=6", *arguments)
+        self("run_name=straight", *settings, fresh=True)
+        process, deadline = self.start("run_name=killed", *settings), time.monotonic() + 300
+        while not list(self.out.glob("killed/*/train/last.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.Signals[sent])
+        # A shell tells a death by SIGKILL as 137; who is asked to end says so himself.
+        assert process.wait() == {"SIGKILL": -9, "SIGTERM": 143}[sent]
+        (straight,), (killed,) = (
+            list(self.out.glob(f"{name}/*/train")) for name in ("straight", "killed")
+        )
+        assert torch.load(killed / "last.ckpt", weights_only=True)["epoch"] < 5
+        assert not (killed / "manifest.json").exists()
+        assert "resumes at step" in self("run_name=killed", *settings, fresh=True).stdout
+        one, other = (
+            torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+            for folder in (straight, killed)
+        )
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+        return killed
 
     def elsewhere(self, folder: Path) -> Program:
         """The same program with another folder."""

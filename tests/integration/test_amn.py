@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -84,19 +82,4 @@ def test_cpal_makes_the_first_steps_maps_or_works_inside_the_second(program) -> 
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     program, labels: str
 ) -> None:
-    settings = (AMN, labels, "stage=train", "training.max_epochs=6")
-    process = program.start(*settings, "run_name=killed")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if list(program.out.glob("killed/*/train/last.ckpt")):
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    run = folder(program.out, "killed")
-    assert not (run / "train" / "manifest.json").exists()
-    assert "resumes at step" in program(*settings, "run_name=killed", fresh=True).stdout
-    program(*settings, "run_name=straight", fresh=True)
-    killed, straight = weights(run), weights(folder(program.out, "straight"))
-    for key, value in straight.items():
-        assert torch.equal(value, killed[key]), key
+    program.assert_resumes(AMN, labels)

@@ -83,3 +83,7 @@ def test_a_published_file_makes_maps_without_training(program, host: str) -> Non
         assert list(found) == list(expected) == (KINDS if host.endswith("2") else KINDS[1::2])
         for kind, values in expected.items():
             np.testing.assert_array_equal(found[kind], values)
+
+
+def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(program) -> None:
+    program.assert_resumes(*TINY, "method=cpal_small")
