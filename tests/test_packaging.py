@@ -167,8 +167,12 @@ def test_a_wheel_runs_from_any_folder_with_its_configuration(tmp_path: Path) -> 
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "wheel", *offline, "-w", str(tmp_path), str(source)], check=True)
     (wheel,) = tmp_path.glob("wsss-*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
-    assert inside == {f"wsss/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    yaml_files = {f"wsss/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
+    assert {name for name in inside if name.endswith(".yaml")} == yaml_files
+    endings = {".py", ".typed", ".safetensors", ".html", ".j2"}
+    files = [path for path in (ROOT / "wsss").rglob("*") if path.suffix in endings]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= inside
 
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     env = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
