@@ -68,11 +68,7 @@ def slow_mask(branch: CPAL, full, feature, window, present) -> np.ndarray:
         mask = np.zeros_like(full)
         mask[0] = (full[0] > full[1:].max(0)) * window
         mask[1:] = (full[1:] > options.tau) * valid[1:]
-        return (
-            mask * np.where(np.arange(N + 1)[:, None, None], full, 1)
-            if (options.anchor == "soft")
-            else mask
-        )
+        return mask
     maps, mask = full * valid, np.zeros_like(full)
     for y in range(h):
         for x in range(w):
@@ -114,12 +110,7 @@ def slow_response(options, z, anchor, candidates, shift) -> np.ndarray:
         for x in range(z.shape[2]):
             cos = [cosine(moved[:, y, x], p) for p in nearest]
             pairs = list(zip(weight, cos, strict=True))
-            if options.aggregation == "sum":
-                result[y, x] = max(0.0, sum(w * c for w, c in pairs) / sum(weight))
-            elif options.aggregation == "relu":
-                result[y, x] = sum(w * max(0.0, c) for w, c in pairs) / sum(weight)
-            else:
-                result[y, x] = max(w * max(0.0, c) for w, c in pairs) / max(weight)
+            result[y, x] = max(0.0, sum(w * c for w, c in pairs) / sum(weight))
     return result
 
 
@@ -186,7 +177,6 @@ def slow_pacam(branch: CPAL, features, cam, valid) -> tuple[np.ndarray, float]:
 OPTIONS = [
     {},
     {"features": "hierarchical"},
-    {"anchor": "soft"},
     {"anchor": "seeds"},
     {"anchor": "seeds", "seed_attenuation": 0.6},
     {"prototypes": "mean"},
@@ -202,8 +192,6 @@ OPTIONS = [
     {"alignment": "anchor"},
     {"alignment": "both"},
     {"alignment": "off"},
-    {"aggregation": "relu"},
-    {"aggregation": "max"},
     {"background": "prototype"},
     {"background": "prototype", "anchor": "seeds"},
     {"background": "bank"},

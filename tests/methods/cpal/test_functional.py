@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from wsss.methods.cpal.functional import (
-    AGGREGATIONS,
     SIMILARITIES,
     anchor_mask,
     background_mask,
@@ -43,29 +42,26 @@ def pairs():
     }
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_anchors_average_the_strongly_activated_valid_positions(soft):
+def test_anchors_average_the_strongly_activated_valid_positions():
     torch.manual_seed(0)
     cam, valid = torch.rand(2, 3, 4, 3), (torch.rand(2, 3, 4, 3) > 0.3).float()
     z = torch.randn(2, D, 4, 3)
-    mask = anchor_mask(cam, valid, tau=0.4, soft=soft)
+    mask = anchor_mask(cam, valid, tau=0.4)
     for image in range(2):
         for index in range(3):
             total, weight = np.zeros(D), 0.0
             for y in range(4):
                 for x in range(3):
                     if cam[image, index, y, x] > 0.4 and valid[image, index, y, x]:
-                        share = float(cam[image, index, y, x]) if soft else 1.0
-                        total += share * z[image, :, y, x].numpy()
-                        weight += share
+                        total += z[image, :, y, x].numpy()
+                        weight += 1
             ours = masked_average(z[image].flatten(1)[None], mask[image, index].view(1, -1))
             np.testing.assert_allclose(ours[0], total / weight, rtol=1e-4, atol=1e-5)
 
 
 def test_anchor_mask_is_a_constant():
     cam = torch.rand(1, 2, 3, 3, requires_grad=True)
-    for soft in (False, True):
-        assert not anchor_mask(cam, torch.ones(1, 2, 3, 3), 0.1, soft).requires_grad
+    assert not anchor_mask(cam, torch.ones(1, 2, 3, 3), 0.1).requires_grad
 
 
 def test_average_without_weight_is_zero():
@@ -145,10 +141,9 @@ def test_similarity_by_norm_has_a_finite_gradient_at_distance_zero():
         assert torch.isfinite(anchors.grad).all(), kind
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_pacam_against_loops(pairs, aggregation):
+def test_pacam_against_loops(pairs):
     weights = torch.rand(P, K) * pairs["available"]
-    ours = prototype_aware_cam(pairs["features"], pairs["prototypes"], weights, aggregation)
+    ours = prototype_aware_cam(pairs["features"], pairs["prototypes"], weights)
     for pair in range(P):
         for i in range(L):
             z = pairs["features"][pair, :, i].numpy()
@@ -160,12 +155,8 @@ def test_pacam_against_loops(pairs, aggregation):
             total = sum(w for w, _ in terms)
             if not terms:
                 expected = 0.0
-            elif aggregation == "sum":
-                expected = max(0.0, sum(w * c for w, c in terms) / total)
-            elif aggregation == "relu":
-                expected = sum(w * max(0.0, c) for w, c in terms) / total
             else:
-                expected = max(w * max(0.0, c) for w, c in terms) / max(w for w, _ in terms)
+                expected = max(0.0, sum(w * c for w, c in terms) / total)
             assert float(ours[pair, i]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -72,8 +72,6 @@ def cpal(make_network: Callable[..., SeedNetwork], **options: Any) -> SeedNetwor
         ({"test": {"alignment": "off"}}, {"shift": False}),
         ({"positiveness": False}, {"temperature": 0}),
         ({"similarity": "cosine"}, {"normalized": True}),
-        ({"aggregation": "relu"}, {"form": "relu"}),
-        ({"aggregation": "max"}, {"form": "max"}),
         ({"background": "complement"}, {"background": "complement"}),
         ({"background": "bank"}, {"background": "bank"}),
         ({"test": {"rounds": 2}}, {"rounds": (0.5,), "kept_background": False}),

@@ -319,12 +319,7 @@ class CPAL(Branch):
         else:
             mask = torch.cat(
                 [
-                    anchor_mask(
-                        maps[:, 1:],
-                        valid_mask[:, 1:],
-                        self.options.tau,
-                        self.options.anchor == "soft",
-                    ),
+                    anchor_mask(maps[:, 1:], valid_mask[:, 1:], self.options.tau),
                     background_mask(maps, valid_mask[:, :1]),
                 ],
                 dim=1,
@@ -413,7 +408,7 @@ class CPAL(Branch):
         features = pairs.features
         if where in ("pixel", "both"):
             features = features + moved[..., None]
-        return prototype_aware_cam(features, prototypes, weights, self.options.aggregation)
+        return prototype_aware_cam(features, prototypes, weights)
 
     def _pacam(
         self, z: Tensor, maps: Tensor, valid_mask: Tensor, pairs: Pairs, shift: Tensor, where: str

@@ -20,25 +20,22 @@ from torch import Tensor
 from wsss.run.reduce import global_ratio
 
 SIMILARITIES = ("dot", "cosine", "l1", "l2")
-AGGREGATIONS = ("sum", "relu", "max")
 REDUCTIONS = ("all", "present")
 
 
-def anchor_mask(cam: Tensor, valid: Tensor, tau: float, soft: bool = False) -> Tensor:
+def anchor_mask(cam: Tensor, valid: Tensor, tau: float) -> Tensor:
     """Positions that stand for a class: the indicator of eq. 4.
 
     Args:
         cam: normalized class maps (B, C, h, w) in [0, 1]; taken as constants.
         valid: (B, C, h, w), 1 inside the un-padded window for classes of the image, else 0.
         tau: threshold of the reliability score.
-        soft: weigh a position by its activation instead of by 1 (our variant).
 
     Returns:
-        (B, C, h, w) float weights, 0 where the map is at most `tau` or not valid.
+        (B, C, h, w) of ones, and zeros where the map is at most `tau` or not valid.
     """
     cam = cam.detach()
-    inside = (cam > tau).to(cam.dtype) * valid
-    return inside * cam if soft else inside
+    return (cam > tau).to(cam.dtype) * valid
 
 
 def background_mask(cam: Tensor, window: Tensor) -> Tensor:
@@ -155,37 +152,26 @@ def positiveness(
     return torch.softmax(score, dim=1) * selected
 
 
-def prototype_aware_cam(
-    features: Tensor, prototypes: Tensor, weights: Tensor, aggregation: str = "sum"
-) -> Tensor:
+def prototype_aware_cam(features: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     """PACAM of each pair: weighted cosines of every position to the soft neighbors (eq. 13).
 
-    With `sum` the ReLU stands outside of the sum, so the sum over prototypes can be done before
-    the positions are looked at: Σ_j w_j cos(z, p_j) = ⟨z/‖z‖, Σ_j w_j p_j/‖p_j‖⟩. A pair then
-    costs one product with one vector, whatever k is.
+    ReLU(Σ w cos / Σ w). With the ReLU outside, the sum over prototypes is done before the positions
+    are looked at: Σ_j w_j cos(z, p_j) = ⟨z/‖z‖, Σ_j w_j p_j/‖p_j‖⟩. A pair costs one product with
+    one vector, whatever k is.
 
     Args:
         features: z(i) + ξ_n (P, d, L).
         prototypes: (P, k, d).
         weights: positiveness (P, k).
-        aggregation: `sum` ReLU(Σ w cos / Σ w); `relu` Σ w ReLU(cos) / Σ w; `max` the largest
-            w ReLU(cos) / max w.
 
     Returns:
         (P, L) non-negative; 0 for a pair whose weights are all 0.
     """
     unit = F.normalize(features, dim=1)
     directions = F.normalize(prototypes, dim=2)
-    if aggregation == "sum":
-        total = weights.sum(1, keepdim=True).clamp(min=1e-12)
-        query = torch.bmm((weights / total)[:, None], directions)
-        return F.relu(torch.bmm(query, unit).squeeze(1))
-    response = F.relu(torch.bmm(directions, unit))
-    if aggregation == "relu":
-        total = weights.sum(1, keepdim=True).clamp(min=1e-12)
-        return torch.bmm((weights / total)[:, None], response).squeeze(1)
-    peak = weights.amax(1, keepdim=True).clamp(min=1e-12)
-    return ((weights / peak)[..., None] * response).amax(1)
+    total = weights.sum(1, keepdim=True).clamp(min=1e-12)
+    query = torch.bmm((weights / total)[:, None], directions)
+    return F.relu(torch.bmm(query, unit).squeeze(1))
 
 
 def self_supervision_loss(

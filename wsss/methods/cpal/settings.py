@@ -66,8 +66,8 @@ class CPALSettings:
         side_channels: widths of features=hierarchical, one per feature map; d is their sum.
         detach_features: whether L_self stops at the branch instead of training the host's
             features through z.
-        anchor: positions that an anchor averages: `hard` mask M > τ, `soft` the same weighted by
-            M, `seeds` SIPE's structure-aware seeds.
+        anchor: positions that an anchor averages: `hard` mask M > τ, or `seeds`, SIPE's
+            structure-aware seeds.
         tau: threshold τ of the reliability score.
         seed_attenuation: factor on the background's score for anchor=seeds.
         detach_anchor: whether the positiveness is a constant.
@@ -86,7 +86,6 @@ class CPALSettings:
         alignment: what ξ is added to in training: the `pixel` features, the `anchor` that chooses
             and weighs neighbors, `both`, or nothing.
         ema_momentum: momentum of the moving average of ξ that test.alignment=ema uses.
-        aggregation: where the ReLU of eq. 13 stands, see `prototype_aware_cam`.
         background: background of PACAM: `complement` 1 - max, image-specific `prototype`, or a
             `bank` of background anchors treated like one more class.
         test: what holds when maps are made.
@@ -105,7 +104,7 @@ class CPALSettings:
     side_channels: tuple[Count, ...] = (128, 128, 256, 256)
     detach_features: bool = True
 
-    anchor: Literal["hard", "soft", "seeds"] = "hard"
+    anchor: Literal["hard", "seeds"] = "hard"
     tau: Below1 = 0.1
     seed_attenuation: NotNegative = 1.0
     detach_anchor: bool = False
@@ -124,7 +123,6 @@ class CPALSettings:
 
     alignment: Literal["pixel", "anchor", "both", "off"] = "pixel"
     ema_momentum: Below1 = 0.9
-    aggregation: Literal["sum", "relu", "max"] = "sum"
     background: Literal["complement", "prototype", "bank"] = "complement"
 
     test: CPALTest = CPALTest()
