@@ -140,6 +140,10 @@ def test_a_damaged_or_foreign_file_is_one_line(written, tmp_path) -> None:
         tmp_path / "no.ckpt": "can't be read as a checkpoint",
         altered(good, format=99): "has format 99, this version reads 1",
     }
+    later = good.with_name("later.safetensors")
+    altered(good, seed_of_later=1).rename(later)
+    wrong[later] = "seed_of_later: unknown key.* made by another version: load its checkpoint"
+    altered(good, format=99)
     for file, told in wrong.items():
         with pytest.raises(WsssError, match=told) as caught:
             wsss.load(file)

@@ -44,8 +44,8 @@ def load(
             stage (`train`, `seg_train`) or of a run: its segmentation network where there is one,
             else its seed network.
         overrides: for a file that does not say what it belongs to (published checkpoints of SIPE,
-            IRN, AMN and MCTformer, those of version 0.1): settings as on the command line, such as
-            "experiment=sipe_voc". They are refused elsewhere.
+            IRN, AMN and MCTformer, those of other versions): settings as on the command line, such
+            as "experiment=sipe_voc". A model file takes none.
         classes: for such a file the foreground class names; None: those of its data set.
         device: where to; None: a GPU where there is one.
         trust: whether a file may name parts of other packages, which are imported: that runs code.

@@ -187,7 +187,12 @@ def read_blueprint(
         given["method"] = Method(str(method.get("name")), branch)
         return resolve(SeedBlueprint, given)
     except WsssError as error:
-        raise WsssError(f"{source}: {error}") from error
+        if "unknown key" not in str(error):
+            raise WsssError(f"{source}: {error}") from error
+        raise WsssError(
+            f"{source}: {error}; it was made by another version: load its checkpoint with settings "
+            'of this one, wsss.load("last.ckpt", "experiment=NAME")'
+        ) from error
 
 
 def _part(content: Any, key: str, kind: type, trust: bool) -> Component:
