@@ -440,6 +440,10 @@ def test_many_runs_of_which_some_failed_stay_readable(tmp_path, monkeypatch) -> 
     made = tables(settings)
     paired = [t for t in made if t.title.startswith("Paired") and len(t.rows) > MOST_DRAWN]
     assert paired and not differences(paired)
+    # All are compared with the first, which stands in the title alone.
+    assert paired[0].title.endswith(", against sweep method.tau=0")
+    assert "against" not in paired[0].columns
+    assert {len(row) for row in paired[0].rows} == {len(paired[0].columns)}
     out = tmp_path / "my runs" / "report"
     page = render("r", settings, made, out)
     assert f"{count} settings, {count} runs, 6 of them failed;" in page

@@ -259,7 +259,7 @@ def compared(found: Sequence[Pair]) -> list[Table]:
     datas = dict.fromkeys(pair.measured for pair in found)
     for data in datas:
         here = tuple(pair for pair in found if pair.measured == data)
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 pair.what,
                 pair.second,
@@ -273,7 +273,14 @@ def compared(found: Sequence[Pair]) -> list[Table]:
             for pair in here
         ]
         title = "Paired differences" + (f": {data}" if len(datas) > 1 and data else "")
-        made.append(Compared(title, note, columns, tuple(rows), 5, here))
+        heads: tuple[str, ...] = columns
+        against = {pair.first for pair in here}
+        if len({pair.second for pair in here}) >= ALL_PAIRS and len(against) == 1:
+            # All are compared with one: it stands once, above.
+            title += f", against {against.pop()}"
+            heads = tuple(column for column in columns if column != "against")
+            rows = [(*row[:2], *row[3:]) for row in rows]
+        made.append(Compared(title, note, heads, tuple(rows), 5, here))
     return made + [_class_table(pair) for pair in with_classes[:CLASS_TABLES]]
 
 
