@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wsss.cli import CONF, choices_of, quote_paths, settings_of, settings_path
+from wsss.cli import CONF, choices_of, quote_words, settings_of, settings_path
 from wsss.errors import WsssError
 
 
@@ -22,7 +22,7 @@ from wsss.errors import WsssError
     ],
 )
 def test_values_with_an_equals_sign_reach_hydra_whole(override: str, values: list[object]) -> None:
-    parsed = OverridesParser.create().parse_override(quote_paths(override))
+    parsed = OverridesParser.create().parse_override(quote_words(override))
     if parsed.is_sweep_override():
         found = list(parsed.sweep_iterator())
         assert [getattr(f, "text", f) for f in found] == values
@@ -35,10 +35,52 @@ def test_a_path_that_exists_is_one_value_whatever_it_holds(tmp_path: Path, monke
     path = "x/data.scales=[1.0,0.5],seed=0/last.ckpt"
     Path(path).parent.mkdir(parents=True)
     Path(path).touch()
-    parsed = OverridesParser.create().parse_override(quote_paths(f"checkpoint={path}"))
+    parsed = OverridesParser.create().parse_override(quote_words(f"checkpoint={path}"))
     assert not parsed.is_sweep_override() and parsed.value() == path
-    absent = f"checkpoint={path}s"
-    assert quote_paths(absent) == absent  # no such file: left for Hydra to read
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Kühe", "牛", "My Photos (1)", "2007", "1e5", "true", "a,b", "x#y", "a&b", "Bob's"),
+        *("a=b", "[x", "x]", "{y", "a: b", 'say "x"', "a'b\"c", "it's\\", "50%", "a;b", "!x", "$x"),
+        *("~tilde", "(1)", "x y ", "plain/path-1.5_x", "back\\slash", "*.jpg", "a\\'b"),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.root", "+backbone.weights", "first.step1.host.weights"])
+def test_any_name_of_a_folder_reaches_hydra_as_it_is_typed(key: str, name: str) -> None:
+    parsed = OverridesParser.create().parse_override(quote_words(f"{key}={name}", sweep=False))
+    assert not parsed.is_sweep_override() and parsed.value() == name
+
+
+def test_a_home_folder_is_found(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert quote_words("data.root=~/photos") == f"data.root={tmp_path}/photos"
+    assert quote_words("optimizer.lr=~/photos") == "optimizer.lr=~/photos"  # no path
+
+
+def test_what_hydra_reads_by_itself_is_left_alone() -> None:
+    for override in (
+        *("backbone.weights=null", "data.root='a b'", "data.root=${paths.cache}/x", "seed=0,1"),
+        *("data.image_set.classes=[cat,dog]", "checkpoint=choice(a,b)", "~data.root", "--cfg"),
+        *("data.scales=[1.0,0.5]", "experiment=cam_voc", "data.image_set.classes=classes.txt"),
+    ):
+        assert quote_words(override) == override
+
+
+def test_commas_part_the_values_of_a_sweep_alone() -> None:
+    values = "backbone.weights=a b,null,c=d"
+    parsed = OverridesParser.create().parse_override(quote_words(values))
+    assert [str(v) for v in parsed.sweep_string_iterator()] == ["'a b'", "null", "'c=d'"]
+    assert (
+        OverridesParser.create().parse_override(quote_words(values, False)).value() == values[17:]
+    )
+
+
+def test_a_long_name_of_any_alphabet_fits_a_folder() -> None:
+    name = settings_path("data.name=" + "牛" * 140)
+    assert len(name.encode()) <= 150 and name.startswith("data.name=牛牛") and "~" in name
+    assert name != settings_path("data.name=" + "牛" * 141)
 
 
 def composed(tmp_path: Path, *overrides: str) -> DictConfig:

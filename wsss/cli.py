@@ -33,7 +33,20 @@ MOVED = {
     "trainer.gradient_clip_val": "training.gradient_clip_val",
     "method.neighbours": "method.neighbors",
 }
-MAX_SETTINGS = 150  # characters of a folder's name; longer ones end in a hash
+MAX_SETTINGS = 150  # bytes of a folder's name; longer ones end in a hash
+# Keys whose value is a path or a name, whatever it looks like.
+WORDS = re.compile(
+    r"(first\.\w+\.)?("
+    r"run_name|input|checkpoint|paths\.\w+|data\.(name|root|sbd_root)"
+    r"|data\.image_set\.(root|sbd_root|cache_dir|images|classes|labels|masks|splits"
+    r"|annotations\.\w+|images\.\w+)"
+    r"|(backbone|host|refine\.psa|segmentation\.network)\.weights|host\.(labels|maps)"
+    r"|refine\.npy|segmentation\.(masks|checkpoint)|logger\.wandb\.(project|entity))"
+)
+# Quoted values, lists, mappings, and Hydra's functions.
+LEFT_ALONE = re.compile(
+    r"'.*'|\".*\"|\[.*\]|\{.*\}|(choice|range|interval|glob|shuffle|sort|tag|str)\(.*\)"
+)
 
 
 def settings_path(overrides: str) -> str:
@@ -41,7 +54,10 @@ def settings_path(overrides: str) -> str:
     from wsss.files import digest
 
     name = re.sub(r"[/\\\s]+", "_", overrides) or "default"
-    return name if len(name) <= MAX_SETTINGS else f"{name[: MAX_SETTINGS - 17]}~{digest(name)}"
+    if len(name.encode()) <= MAX_SETTINGS:
+        return name
+    first = name.encode()[: MAX_SETTINGS - 17].decode(errors="ignore")
+    return f"{first}~{digest(name)}"
 
 
 def run_name(*, _root_: Any) -> str:
@@ -72,21 +88,48 @@ def head(path: Path) -> str:
     return ""
 
 
-def quote_paths(override: str) -> str:
-    """An override with its value quoted where that holds `=` or `,`, as our own runs' paths do.
+def quote_words(override: str, sweep: bool = True) -> str:
+    """An override with its value quoted where it is a path or a name that Hydra would misread.
 
-    Hydra's grammar wants the quotes; who writes `checkpoint=outputs/x/seed=0/train/last.ckpt`
-    should not have to know. Commas separate values, unless the whole is the path of something that
-    exists. What is quoted, a list, a mapping or a sweep's function is left alone.
+    Hydra's grammar wants quotes around `Kühe`, `My Photos (1)` or `seed=0/last.ckpt` and reads
+    `2007` as a number; who gives a folder should not have to know. What is quoted, a list, a
+    mapping, null, an interpolation or a sweep's function is left alone, as is what Hydra reads as
+    it stands.
+
+    Args:
+        override: a word of the command line.
+        sweep: whether commas part the values of a sweep, unless the whole is the path of something
+            that exists.
     """
     key, equals, value = override.partition("=")
-    if re.search(r"[{}()'\"]", value):
-        return override
-    if "/" in value and re.search(r"[,=\[\]]", value) and os.path.exists(value):
-        return f"{key}{equals}'{value}'"
-    if "=" not in value or re.search(r"[\[\]]", value):
+    if equals and WORDS.fullmatch(key.lstrip("+")):
+        return f"{key}={_word(value, sweep)}"
+    if re.search(r"[{}()'\"]", value) or "=" not in value or re.search(r"[\[\]]", value):
         return override
     return key + equals + ",".join(f"'{v}'" if "=" in v else v for v in value.split(","))
+
+
+def _word(text: str, sweep: bool) -> str:
+    """A path or a name as Hydra's grammar wants it."""
+    try:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.core.override_parser.types import Quote, QuotedString
+        from hydra.errors import HydraException
+    except ModuleNotFoundError:  # `doctor` says so
+        return text
+    path = os.path.expanduser(text)
+    there = os.path.exists(path)
+    if not there and (text == "null" or "${" in text or LEFT_ALONE.fullmatch(text)):
+        return text
+    if not there and sweep and "," in text:
+        return ",".join(_word(one, False) for one in re.split(r",(?![^\[]*\])", text))
+    try:
+        read = OverridesParser.create().parse_override(f"key={path}")
+        if not read.is_sweep_override() and (read.value() == path or "\\" in path):
+            return path
+    except HydraException:
+        pass
+    return QuotedString(path, Quote.single).with_quotes()
 
 
 def overview() -> str:
@@ -134,6 +177,8 @@ def one_line(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.errno in _DISK:
         return _disk_line(error)
+    if isinstance(getattr(error, "override", None), str):  # Hydra's OverrideParseException
+        return _unread(str(error.override))  # type: ignore[attr-defined]
     text = str(error).replace("\n", " ").strip()
     missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing:
@@ -147,6 +192,18 @@ def one_line(error: BaseException) -> str:
     if key:
         return f"{key.group(1)}: unknown key; `python run.py --cfg job` lists all keys"
     return re.sub(r"\s+", " ", text) or type(error).__name__
+
+
+def _unread(override: str) -> str:
+    """What is said of a word of the command line that is no override."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return (
+            f"{override}: not understood; settings are key=value, and a value with blanks is "
+            "written in quotes: 'data.root=My Photos'"
+        )
+    quoted = f"{key}='{value}'"
+    return f'{override}: the value can\'t be read; write it in quotes: "{quoted}"'
 
 
 def fail(line: str) -> None:
@@ -372,9 +429,9 @@ def main() -> None:
     if console.COMPLETION & set(arguments) and "query=bash" in arguments and console.complete():
         return
     try:
-        others = [
-            quote_paths(a) for a in console.understood([a for a in arguments if a not in HELP])
-        ]
+        words = console.understood([a for a in arguments if a not in HELP])
+        sweep = bool({"-m", "--multirun"} & set(words))
+        others = [quote_words(a, sweep) for a in words]
         if asked:
             print(console.recipe_help([a for a in others if not a.startswith(("-", "stage="))]))
             return

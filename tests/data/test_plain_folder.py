@@ -35,8 +35,18 @@ def test_the_listing_changes_with_the_files(tmp_path: Path) -> None:
     assert Photographs(tmp_path, ()).listing() != before
 
 
+def test_a_single_photograph_is_a_folder_of_one(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    one = Photographs(tmp_path / "b.png", ("cat",))
+    assert one.names("all") == ["b"] and one.image_path("b") == tmp_path / "b.png"
+    assert one.passed_over == [] and set(one.listing()) == {"b"}
+    with pytest.raises(WsssError, match=r"input=.*c\.txt: no photograph by its ending \(\.jpg"):
+        Photographs(tmp_path / "c.txt", ())
+
+
 def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WsssError, match="input=.*nowhere: no such folder"):
+    with pytest.raises(WsssError, match="input=.*nowhere: no such folder or file"):
         Photographs(tmp_path / "nowhere", ())
     with pytest.raises(WsssError, match="there are no photographs in this folder$"):
         Photographs(tmp_path, ())

@@ -66,9 +66,18 @@ def build_trainer(
         )
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise WsssError(
-            f"trainer: {first}; choose trainer=cpu, gpu or ddp, or correct the key"
-        ) from error
+        raise WsssError(f"trainer: {first}; {_way_out(s)}") from error
+
+
+def _way_out(s: Settings) -> str:
+    """What to do where Lightning takes these settings of `trainer` for impossible."""
+    if s.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        several = s.trainer.strategy != "auto" or s.trainer.devices not in (1, "auto")
+        share = ", for several processes with trainer.devices=2" if several else ""
+        return f"there is no GPU here; take trainer.accelerator=cpu{share}"
+    if s.trainer.accelerator == "mps":
+        return "take trainer.accelerator=auto"
+    return "correct the keys of trainer, or take trainer=auto for one device"
 
 
 @dataclass(frozen=True)

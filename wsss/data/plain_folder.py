@@ -1,4 +1,4 @@
-"""A plain folder of photographs, seen as a data set without labels."""
+"""A plain folder of photographs, or one of them, seen as a data set without labels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from wsss.errors import WsssError
 class Photographs(ImageSet):
     """The photographs of a plain folder, without labels or masks; subfolders are not looked into.
 
+    The path of a single photograph stands for a folder with nothing else.
+
     Names are file names without suffix; where two files share one, both keep their suffix.
 
     Args:
-        root: the folder.
+        root: the folder, or a photograph.
         classes: names of the foreground classes.
         key: what the folder is called in messages.
 
@@ -27,16 +29,23 @@ class Photographs(ImageSet):
         passed_over: what is no picture by its suffix, or no regular file (a pipe).
 
     Raises:
-        WsssError: if there is no such folder, or there are no photographs in it.
+        WsssError: if there is no such folder or file, or there are no photographs in it.
     """
 
     unlabeled_splits = ("all",)
 
     def __init__(self, root: str | Path, classes: Sequence[str], key: str = "input") -> None:
         self.root, self.classes = Path(root).expanduser(), tuple(classes)
-        if not self.root.is_dir():
-            raise WsssError(f"{key}={root}: no such folder; give a folder of photographs")
-        entries = sorted(p for p in self.root.iterdir() if not p.name.startswith("."))
+        if self.root.is_dir():
+            entries = sorted(p for p in self.root.iterdir() if not p.name.startswith("."))
+        elif not self.root.is_file():
+            raise WsssError(f"{key}={root}: no such folder or file; give photographs")
+        elif self.root.suffix.lower() not in IMAGE_ENDINGS:
+            raise WsssError(
+                f"{key}={root}: no photograph by its ending ({' '.join(IMAGE_ENDINGS)})"
+            )
+        else:
+            entries = [self.root]
         files = [p for p in entries if not p.is_dir()]
         pictures = [p for p in files if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS]
         taken_in = set(pictures)

@@ -199,7 +199,9 @@ class FiniteLoss(Callback):
         """
         kept = Path(str(getattr(trainer.checkpoint_callback, "dirpath", None) or ".")) / CHECKPOINT
         good = f"; the last good checkpoint is {kept}" if kept.is_file() else ""
-        raise WsssError(f"{what} at step {step}: lower {self.key} or set a gradient_clip_val{good}")
+        clip = trainer.gradient_clip_val
+        rather = "set a gradient_clip_val" if clip is None else f"gradient_clip_val, now {clip:g}"
+        raise WsssError(f"{what} at step {step}: lower {self.key} or {rather}{good}")
 
 
 class PredictionProgress(Callback):

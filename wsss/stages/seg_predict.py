@@ -1,4 +1,4 @@
-"""Predict the photographs of a plain folder, input=DIR, with the segmentation network."""
+"""Predict a folder of photographs or a single one, input=PATH, with the segmentation network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LISTING = "photographs.json"
 def folder_name(root: Path) -> str:
     """Name of the results' folder: the input's own and a hash of where it lies.
 
-    The results of two folders of one name stay apart, and `input` names no run: a trained network
+    The results of two inputs of one name stay apart, and `input` names no run: a trained network
     is applied to any number of folders without being looked for elsewhere.
     """
     whole = root.expanduser().resolve()
@@ -88,7 +88,9 @@ def unreadable(photographs: Photographs, names: list[str]) -> dict[str, str]:
 def run(s: Settings) -> Result:
     """Predict what is not predicted yet; photographs that can't be read are told at the end."""
     if not s.input:
-        raise WsssError("stage=seg_predict: give the folder of photographs, input=DIR")
+        raise WsssError(
+            "stage=seg_predict: give a folder of photographs or one of them, input=PATH"
+        )
     trained = find_trained(s, "seg_predict")
     photographs = Photographs(s.input, trained.classes)
     path = s.folder("seg_predict") / (part := folder_name(photographs.root))

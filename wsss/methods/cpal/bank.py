@@ -75,7 +75,7 @@ class PrototypeBank(nn.Module):
         if not bool(torch.isfinite(anchors).all()):
             raise WsssError(
                 "bank: an anchor is no number, the training has diverged: lower optimizer.lr and "
-                "optimizer.head_lr, or set training.gradient_clip_val"
+                "optimizer.head_lr, or clip more (training.gradient_clip_val)"
             )
         onehot = F.one_hot(classes, self.num_classes)
         total = onehot.sum(0)
