@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from wsss.build.job import Job
 from wsss.build.objects import build_network
+from wsss.build.segmenter import find_trained
 from wsss.build.settings import Settings
 from wsss.build.trainer import Fitted
 from wsss.cli import compose_for_doctor
@@ -85,8 +87,9 @@ class Program:
     def __init__(self, folder: Path, work: list[str]) -> None:
         self.folder, self.root, self.work = folder, folder / "data", work
 
-    def settings(self, *overrides: str) -> Settings:
-        return compose_for_doctor(
+    def settings(self, *overrides: str, under: str = "") -> Settings:
+        """Settings of a run, the one of the given overrides' folder where its name has several."""
+        s = compose_for_doctor(
             [
                 *("data=folder", "data.name=three", f"data.root={self.root}", "data.crop_size=32"),
                 *("data.long_side=[16,24]", "data.batch_size=1", "data.scales=[1.0]"),
@@ -100,12 +103,13 @@ class Program:
                 *overrides,
             ]
         )
+        return replace(s, paths=replace(s.paths, run=str(Path(s.paths.run) / under)))
 
-    def __call__(self, stage: str, *overrides: str) -> str:
+    def __call__(self, stage: str, *overrides: str, under: str = "") -> str:
         """`made`, `kept`, or why the stage refused."""
         before = len(self.work)
         try:
-            get_stage(stage)(self.settings(*overrides))
+            get_stage(stage)(self.settings(*overrides, under=under))
         except WsssError as error:
             assert len(self.work) == before, "refused after the work"
             return str(error)
@@ -242,6 +246,102 @@ def test_a_replaced_pseudo_mask_is_noticed(run: Program, tmp_path: Path) -> None
     rewrite(masks / "b.png", (tmp_path / "other.png").read_bytes())
     assert refused(run("seg_train", given), "pseudo masks changed")
     assert run("seg_train", given, "overwrite=true") == "made"
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a chain of stages is finished below a run's name, in the folder `default`."""
+    folder = tmp_path_factory.mktemp("several")
+    make_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        run = Program(folder, replace_work(patch))
+        assert [run(stage, under="default") for stage in CHAIN] == ["made"] * 3
+    return folder
+
+
+@pytest.fixture
+def swept(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """As `run`, with a chain of stages that are finished in the folder `default`."""
+    shutil.copytree(several, tmp_path, dirs_exist_ok=True)
+    return Program(tmp_path, replace_work(monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("override", "acts_from"),
+    [
+        ("eval_cam.background=0.5", "eval_cam"),
+        ("data.eval_split=train", "eval_cam"),
+        ("data.scales=[0.5]", "make_cam"),
+        ("make_cam.stride=2", "make_cam"),
+        ("optimizer.lr=0.3", "train"),
+        ("data.batch_size=2", "train"),
+        ("seed=1", "train"),
+    ],
+)
+def test_what_a_key_does_not_act_on_is_taken_from_other_overrides(
+    swept: Program, override: str, acts_from: str
+) -> None:
+    first = CHAIN.index(acts_from)
+    done = [swept(stage, override, under=override) for stage in CHAIN]
+    # Scores stand in every folder by themselves, whatever acts on them.
+    assert done[:2] == (["kept"] * first + ["made"] * 2)[:2] and done[2] == "made"
+
+
+def test_a_stage_finds_what_it_reads_without_its_being_run_again(
+    swept: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert swept("eval_cam", "eval_cam.background=0.5", under="b") == "made"
+    told = capsys.readouterr().out
+    assert "make_cam: taken from " in told and "default/make_cam" in told
+    assert swept("make_cam", "data.scales=[0.5]", under="s") == "made"
+    # Keys are told apart one by one: the training does not depend on either.
+    both = ("data.scales=[0.5]", "eval_cam.background=0.5")
+    assert swept("eval_cam", *both, under="both") == "made"
+    assert "s/make_cam" in capsys.readouterr().out
+
+
+def test_what_was_made_of_other_data_is_not_taken(swept: Program) -> None:
+    photograph = swept.root / "images" / "b.png"
+    rewrite(photograph, flipped(photograph))
+    text = swept("eval_cam", "eval_cam.background=0.5", under="b")
+    assert "needs stage=make_cam" in text
+    assert swept("train", "eval_cam.background=0.5", under="b") == "made"
+
+
+def test_the_way_out_is_a_checkpoint_that_there_is(swept: Program) -> None:
+    text = swept("make_cam", "optimizer.lr=0.3", under="lr")
+    assert "stage=train first" in text and "\n" not in text
+    given = text.rpartition("give ")[2]
+    assert Path(given.removeprefix("checkpoint=")).is_file()
+    assert swept("make_cam", "optimizer.lr=0.3", given, under="lr") == "made"
+
+
+def test_taken_results_are_those_files_and_go_with_them(swept: Program, tmp_path: Path) -> None:
+    home = tmp_path / "out" / "doctor"
+    key = "eval_cam.background=0.5"
+    assert swept("train", key, under="b") == "kept"
+    own, other = (home / name / "train" / "last.ckpt" for name in ("b", "default"))
+    assert own.samefile(other)
+    assert swept("train", key, "overwrite=true", under="b") == "made"
+    assert other.is_file() and not own.samefile(other)
+    shutil.rmtree(home / "b")
+    assert swept("make_cam", key, under="b") == "kept"
+    shutil.rmtree(home / "default")
+    assert "needs stage=train" in swept("make_cam", key, under="b")
+    assert swept("train", key, under="b") == "made"
+
+
+def test_a_network_serves_predictions_of_other_scales(run: Program, tmp_path: Path) -> None:
+    for name in NAMES:
+        write_mask(tmp_path / "masks" / f"{name}.png", np.eye(12, 16, dtype=np.uint8))
+    given = f"segmentation.masks={tmp_path / 'masks'}"
+    assert run("seg_train", given, under="m") == "made"
+    at_once = run.settings(given, "segmentation.eval.scales=[0.5]", under="m,s")
+    trained = find_trained(at_once, "seg_predict")
+    assert trained.path.samefile(tmp_path / "out" / "doctor" / "m" / "seg_train" / "last.ckpt")
+    longer = run.settings(given, "segmentation.train.max_epochs=9", under="m,e")
+    with pytest.raises(WsssError, match=r"segmentation\.checkpoint=.*m/seg_train/last\.ckpt"):
+        find_trained(longer, "seg_predict")
 
 
 @pytest.fixture

@@ -39,6 +39,20 @@ def test_a_sweep_chains_stages_over_seeds_and_is_skipped_when_repeated(program) 
     assert again.stdout.count("finished before") == 6
 
 
+def test_a_sweep_over_keys_that_act_at_test_time_trains_once(program) -> None:
+    done = program("run_name=b", "-m", "stage=all", "eval_cam.background=0.2,0.6")
+    out = program.out / "b"
+    for stage in ("train", "make_cam"):
+        assert f"{stage}: taken from out/b/eval_cam.background=0.2/{stage}," in done.stdout
+    (one, other) = (out / f"eval_cam.background={b}" for b in (0.2, 0.6))
+    assert (other / "train" / "last.ckpt").samefile(one / "train" / "last.ckpt")
+    scores = [json.loads((run / "eval_cam" / "metrics.json").read_text()) for run in (one, other)]
+    assert scores[0]["cam"]["curve"] == scores[1]["cam"]["curve"]  # of the same maps
+    assert scores[0]["miou"] != scores[1]["miou"]
+    program("run_name=b", "stage=report")
+    assert "eval_cam.background=0.6" in (out / "default" / "report" / "report.html").read_text()
+
+
 def test_all_runs_the_pipeline_and_the_scores_follow_from_the_stored_maps(
     program, tiny_scenes
 ) -> None:
@@ -106,7 +120,9 @@ def test_results_of_other_settings_are_kept_unless_overwritten(program) -> None:
         (["stage=eval_cam"], "stage=eval_cam needs stage=make_cam"),
         (["stage=train", "backbone.weights=no.pth"], "backbone.weights=no.pth: no such file"),
         (["stage=make_cam", "checkpoint=no.ckpt"], "checkpoint=no.ckpt: no such file"),
-        (["stage=train", "trainer=gpu"], "trainer"),
+        (["stage=train", "trainer=gpu"], "take trainer.accelerator=cpu"),
+        (["stage=train", "optimizer.lr=0.1&"], "write it in quotes: \"optimizer.lr='0.1&'\""),
+        (["data.root=My", "Photos"], "Photos: not understood; settings are key=value"),
         (["stage=train", "optimizer.rate=3", "+optimizer.rate=3"], "optimizer.rate"),
     ],
 )
@@ -154,7 +170,7 @@ def test_a_diverged_training_ends_as_failed_and_keeps_no_bad_checkpoint(program)
     (line,) = done.stderr.splitlines()
     told = re.match(r"error: the loss (\w+( and \w+)*) is no number at step (\d+): ", line)
     assert told and set(told[1].split(" and ")) <= {"cls", "gsc"} and 1 <= int(told[3]) <= 6
-    assert "lower optimizer.lr and optimizer.head_lr or set a gradient_clip_val" in line
+    assert "lower optimizer.lr and optimizer.head_lr or gradient_clip_val, now 1" in line
     for path in program.out.rglob("last.ckpt"):  # of an epoch that was good
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(value.isfinite().all() for value in state.values())

@@ -11,10 +11,10 @@ from wsss.data.base import ImageSet, missing_files
 from wsss.data.datamodule import labels_of
 from wsss.errors import WsssError
 from wsss.hosts.base import Host
-from wsss.run.callbacks import CHECKPOINT
 from wsss.run.compute import choose_memory_format, choose_precision
 from wsss.run.fingerprint import Fingerprints, joint
 from wsss.run.folder import MANIFEST, require
+from wsss.segmentation.settings import ON_BACKBONE
 
 INDEX = "fingerprints.json"
 
@@ -108,34 +108,6 @@ def file_hash(s: Settings, path: str | Path) -> str:
     return fingerprints(s).of([Path(path).expanduser()])[0]
 
 
-def find_checkpoint(
-    s: Settings, wanted_by: str, classes: tuple[str, ...]
-) -> tuple[Path | None, str]:
-    """The checkpoint that a stage reads, and the hash of its content.
-
-    `checkpoint=FILE` names one of another run; otherwise it is that of this run's training. A
-    host that learns nothing has none.
-
-    Raises:
-        WsssError: there is none, or it was trained for other classes or in another order.
-    """
-    if s.checkpoint:
-        path = Path(s.checkpoint).expanduser()
-        if not path.is_file():
-            raise WsssError(f"checkpoint={path}: no such file")
-        if (path.parent / MANIFEST).is_file():
-            require(path.parent, "train", wanted_by, classes)
-        return path, file_hash(s, path)
-    folder = s.folder("train")
-    made = require(folder, "train", wanted_by, classes)
-    path = folder / CHECKPOINT
-    if not made.get("trained", True):
-        return None, made["hash"]
-    if not path.is_file():
-        raise WsssError(f"{path}: is not there any more; run stage=train again")
-    return path, file_hash(s, path)
-
-
 def training_identity(s: Settings) -> dict[str, Any]:
     """All that the result of a training depends on."""
     data = plain(s.data)
@@ -199,3 +171,64 @@ def trainer_identity(s: Settings) -> dict[str, Any]:
         "deterministic": s.trainer.deterministic,
         "limit_train_batches": s.trainer.limit_train_batches,
     }
+
+
+def map_identity(s: Settings) -> dict[str, Any]:
+    """All that class maps depend on, the training apart."""
+    data = plain(s.data)
+    return {
+        "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
+        "test": method_options(s)[1],
+        "data": {k: data[k] for k in ("infer_split", "scales", "infer_long_side")},
+    }
+
+
+def irn_identity(s: Settings) -> dict[str, Any]:
+    """All that IRN's trained heads depend on, the labels apart."""
+    return {
+        "irn": plain(s.refine.irn),
+        "backbone": backbone_identity(s),
+        "trainer": trainer_identity(s),
+        "seed": s.seed,
+    }
+
+
+def psa_identity(s: Settings) -> dict[str, Any]:
+    """All that PSA's trained network depends on, the readings apart."""
+    options = {**plain(s.refine.psa), "weights": weights_identity(s, s.refine.psa.weights)}
+    identity = {"psa": options, "trainer": trainer_identity(s), "seed": s.seed}
+    if s.refine.psa.network == "backbone":
+        identity["backbone"] = backbone_identity(s)
+    return identity
+
+
+def segmentation_identity(s: Settings) -> dict[str, Any]:
+    """All that the trained segmentation network depends on, the pseudo masks apart."""
+    options = plain(s.segmentation)
+    network = options["network"]
+    network["weights"] = weights_identity(s, network["weights"])
+    keys = (
+        "features",
+        "msc",
+        "msc_scales",
+        "loss",
+        "enlarge_logits",
+        "optimizer",
+        "train",
+        "long_side",
+    )
+    identity = {key: options[key] for key in keys}
+    if network["name"] == ON_BACKBONE:
+        identity["backbone"] = backbone_identity(s)
+    return {
+        **identity,
+        "network": network,
+        "split": split_of(s),
+        "trainer": trainer_identity(s),
+        "seed": s.seed,
+    }
+
+
+def split_of(s: Settings) -> str:
+    """The split whose pseudo masks the segmentation network is trained on."""
+    return s.segmentation.split or s.data.infer_split

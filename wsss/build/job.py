@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from wsss.build.settings import Settings, plain
+from wsss.build.sources import other_folders, taken
 from wsss.data.base import ImageSet, missing_files
 from wsss.evaluation.per_image import CONFUSIONS, write_confusions
 from wsss.evaluation.scoring import Score, tally
@@ -49,7 +50,8 @@ class Job:
     """The folder of one stage of this run, opened.
 
     Opened again with the same identity it is finished; interrupted, it goes on where it was; with
-    another identity it is refused unless `overwrite` is set.
+    another identity it is refused unless `overwrite` is set. Where nothing was begun, what other
+    overrides of this run's name have made with the same identity is taken.
 
     Args:
         s: the settings.
@@ -84,11 +86,14 @@ class Job:
         self.path, self.main = path, is_main_process()
         if not self.main:
             wait_for_all()  # for the main process, which makes the folder what the others see
-        self.folder.open(s.overwrite, self.main, lambda: missing_files(needs(path)))
+        others = other_folders(s, stage)
+        self.folder.open(s.overwrite, self.main, lambda: missing_files(needs(path)), others)
         if self.main:
             wait_for_all()
         self.finished = self.folder.finished
-        if self.finished:
+        if self.folder.taken:
+            say(taken(stage, self.folder.taken))
+        elif self.finished:
             say(f"{stage}: finished before in {relative(path)} (overwrite=true redoes it)")
         elif self.folder.resumed:
             say(f"{stage}: goes on in {relative(path)}")

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from wsss.build.identity import file_hash
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity, refine_inputs
+from wsss.build.sources import WALKS, find_stage, map_source, walked
 from wsss.build.trainer import predict, still_missing
 from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import Pyramid
-from wsss.evaluation.scoring import MASKS, MaskScore, Score, SeedScore, label_folder, scored_names
+from wsss.evaluation.scoring import MASKS, MaskScore, Score, SeedScore, scored_names
 from wsss.maps.files import MapSource
-from wsss.run.folder import MANIFEST, require
 from wsss.show.sheets import Drawing, mask_column, truth_column
 
 # Makes the module that writes `MASKS/NAME.png` below a folder, and the inputs it wants, of
@@ -29,9 +27,6 @@ Maker = Callable[[Path, MapSource, Path], tuple[pl.LightningModule, Pyramid]]
 def make_pseudo_masks(
     s: Settings,
     stage: str,
-    trained_by: str,
-    weights: str,
-    part: str,
     make: Maker,
     columns: Callable[[Path], Mapping[str, Drawing]] = lambda folder: {},
 ) -> Result:
@@ -39,26 +34,19 @@ def make_pseudo_masks(
 
     Args:
         s: the settings.
-        stage: the stage.
-        trained_by: the stage that trained its network.
-        weights: name of the file that this has written.
-        part: the settings of the walk, a key of the group `refine`.
+        stage: the stage, one of `WALKS`.
         make: see `Maker`.
         columns: what its sheet shows before the masks, given the stage's folder.
     """
     image_set = build_image_set(s)
     source = map_source(s, stage, image_set.classes)
-    file = s.folder(trained_by) / weights
+    trained_by, weights, _ = WALKS[stage]
+    folder, _ = find_stage(s, trained_by, stage, image_set.classes)
     names = image_set.names(s.data.infer_split)
     job = Job(
         s,
         stage,
-        refine_identity(s, source, part),
-        {
-            trained_by: require(file.parent, trained_by, stage, image_set.classes)["hash"],
-            weights: file_hash(s, file),
-            **refine_inputs(s, source, image_set),
-        },
+        *walked(s, image_set, stage),
         needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
     )
     if job.finished:
@@ -66,7 +54,7 @@ def make_pseudo_masks(
     masks = job.path / MASKS
     missing = still_missing(names, (masks, ".png"))
     if missing:
-        maker, inputs = make(file, source, job.path)
+        maker, inputs = make(folder / weights, source, job.path)
         predict(job, maker, WholeSet(image_set, missing, inputs))
     if not job.main:
         return job.result()
@@ -76,9 +64,6 @@ def make_pseudo_masks(
     text = ""
     if scored:
         scores: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
-        crf = s.folder("crf")
-        if (crf / MANIFEST).is_file():
-            scores["crf"] = MaskScore(image_set, label_folder(crf))
         scores[stage] = MaskScore(image_set, masks)
         about = {"split": s.data.eval_split, "image_labels_known": True}
         rows = job.scores(scores, scored, stage, s.refine.workers, **about)

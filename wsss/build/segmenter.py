@@ -11,7 +11,7 @@ import torch
 
 from wsss.backbones.base import Backbone
 from wsss.build.blueprint import segmenter_blueprint
-from wsss.build.identity import file_hash, find_checkpoint
+from wsss.build.identity import file_hash
 from wsss.build.objects import (
     Parts,
     build_backbone,
@@ -20,11 +20,12 @@ from wsss.build.objects import (
     load_network,
 )
 from wsss.build.settings import Settings
+from wsss.build.sources import find_checkpoint, find_stage
 from wsss.errors import WsssError
 from wsss.files import read_json
 from wsss.run.callbacks import CHECKPOINT
 from wsss.run.compute import choose_memory_format
-from wsss.run.folder import MANIFEST, require
+from wsss.run.folder import MANIFEST
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.deeplabv2 import build_network
 from wsss.segmentation.module import Segmenter
@@ -175,8 +176,8 @@ def find_trained(s: Settings, wanted_by: str) -> Trained:
                 f"segmentation.checkpoint={path}: made by stage={made.get('stage')}, not seg_train"
             )
     else:
-        path = s.folder("seg_train") / CHECKPOINT
-        made = require(path.parent, "seg_train", wanted_by)
+        folder, made = find_stage(s, "seg_train", wanted_by)
+        path = folder / CHECKPOINT
     if not path.is_file():
         raise WsssError(f"{path}: is not there any more; run stage=seg_train again")
     classes, begins_with = tuple(made["class_names"]), made["initial_weights"]

@@ -285,6 +285,16 @@ class Settings:
         """Folder of one stage of this run."""
         return Path(self.paths.run) / stage
 
+    def other_folders(self, stage: str) -> list[Path]:
+        """Folders of one stage with other overrides of this run's name, few overrides first."""
+        home = Path(self.paths.outputs).absolute() / self.run_name
+        run = Path(self.paths.run).absolute()
+        if not home.is_dir() or home not in run.parents:
+            return []
+        own, *part = run.relative_to(home).parts
+        runs = sorted(home.iterdir(), key=lambda one: (one.name.count("="), one.name))
+        return [one.joinpath(*part, stage) for one in runs if one.name != own]
+
 
 def resolve_settings(cfg: DictConfig) -> Settings:
     """The typed settings of a composed configuration.

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 FAILED = "failed.json"  # why a job failed, see `wsss.run.failures`
 LOCK = ".lock"
+NOTES = (STARTED, LOCK, FAILED, ".hydra")  # of a stage's beginning and its failure
 
 _held: weakref.WeakSet[TextIO] = weakref.WeakSet()  # the locks of this process
 
@@ -61,6 +62,7 @@ class StageFolder:
         inputs: hashes of what it reads, by name.
         finished: whether the same work is done already.
         resumed: whether work of the same settings was begun and not ended.
+        taken: the folder whose finished results this one shows, where that was found just now.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class StageFolder:
     inputs: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     resumed: bool = False
+    taken: Path | None = None
     lock: TextIO | None = None
 
     @property
@@ -81,6 +84,7 @@ class StageFolder:
         overwrite: bool = False,
         main: bool = True,
         lacking: Callable[[], Sequence[object]] = tuple,
+        others: Sequence[Path] = (),
     ) -> StageFolder:
         """Look what is there and make the folder ready.
 
@@ -90,6 +94,7 @@ class StageFolder:
             main: whether this process may change the folder; of several only one may, the others
                 just look whether the work is done.
             lacking: says which files of a finished stage are not there; then it goes on.
+            others: folders whose results are taken if they are what this one is to hold.
 
         Raises:
             WsssError: the folder holds something else and `overwrite` is false, or another process
@@ -102,6 +107,8 @@ class StageFolder:
             return self
         self._take_lock()
         remove_parts(self.path)
+        if not overwrite:
+            self.take(others, lacking)
         note, there = self._state()
         same = there.get("hash") == self.hash
         if note == MANIFEST and same and not overwrite:
@@ -132,6 +139,35 @@ class StageFolder:
         self._mark()
         return self
 
+    def take(
+        self, others: Sequence[Path], lacking: Callable[[], Sequence[object]] = tuple
+    ) -> Path | None:
+        """Show the results of another folder in this one, if nothing was begun here.
+
+        They are links, so that whatever reads this folder finds them. Of links whose results have
+        gone or are others nothing stays.
+
+        Args:
+            others: folders where the stage may have ended with the same settings and inputs.
+            lacking: says which files of this folder are not there.
+
+        Returns:
+            The first of them that holds all, or None.
+        """
+        manifest = self.path / MANIFEST
+        if manifest.is_symlink() and (ended_as(self.path) != self.hash or lacking()):
+            _drop_links(self.path)
+        if self._state()[0] or (self.path.is_dir() and self._results()):
+            return None
+        for other in others:
+            if ended_as(other) == self.hash:
+                _link(other, self.path)
+                if not lacking():
+                    self.taken = other
+                    return other
+                _drop_links(self.path)
+        return None
+
     def _state(self) -> tuple[str | None, dict[str, Any]]:
         """Which note lies there, and what it says."""
         for name in (STARTED, MANIFEST):
@@ -158,8 +194,7 @@ class StageFolder:
 
     def _results(self) -> list[Path]:
         """What lies in the folder besides notes of its beginning and logs."""
-        notes = (STARTED, LOCK, FAILED, ".hydra")
-        found = [p for p in self.path.iterdir() if p.name not in notes and not _is_log(p)]
+        found = [p for p in self.path.iterdir() if p.name not in NOTES and not _is_log(p)]
         # Folders that another process of this run was quick to make are no results.
         return [p for p in found if p.is_symlink() or not p.is_dir() or any(p.iterdir())]
 
@@ -220,6 +255,28 @@ class StageFolder:
         return read_json(self.path / MANIFEST)
 
 
+def ended_as(folder: Path) -> str | None:
+    """What the stage that ended in a folder is known by; None where none has."""
+    path = folder / MANIFEST
+    return read_json(path).get("hash") if path.is_file() else None
+
+
+def _link(source: Path, folder: Path) -> None:
+    """Show what a finished stage has made in another folder, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    here = folder.resolve()
+    for entry in sorted(source.iterdir(), key=lambda entry: entry.name == MANIFEST):
+        if entry.name not in NOTES and not _is_log(entry):
+            (folder / entry.name).symlink_to(os.path.relpath(entry.resolve(), here))
+
+
+def _drop_links(folder: Path) -> None:
+    """Remove what `_link` has made, the manifest first."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != MANIFEST):
+        if entry.is_symlink():
+            entry.unlink()
+
+
 def reopen(folder: Path) -> None:
     """Have a finished stage go on where it was, since there is more to do."""
     if (folder / MANIFEST).is_file():
@@ -233,7 +290,11 @@ def _is_log(path: Path) -> bool:
 
 
 def require(
-    folder: Path, stage: str, wanted_by: str, classes: Sequence[str] | None = None
+    folder: Path,
+    stage: str,
+    wanted_by: str,
+    classes: Sequence[str] | None = None,
+    instead: str = "",
 ) -> dict[str, Any]:
     """The manifest of a stage that another one reads.
 
@@ -242,6 +303,7 @@ def require(
         stage: the stage.
         wanted_by: the stage that asks.
         classes: foreground class names in the order of their ids; the stage must have had these.
+        instead: another way out than to run the stage, for the message.
 
     Raises:
         WsssError: the stage has not ended there, or knew other classes; the message says what to
@@ -251,7 +313,7 @@ def require(
     if not path.is_file():
         raise WsssError(
             f"stage={wanted_by} needs stage={stage}, which has not ended in {folder}; "
-            f"run the same command with stage={stage} first"
+            f"run the same command with stage={stage} first{instead and ', or '}{instead}"
         )
     made = read_json(path)
     if classes is not None:

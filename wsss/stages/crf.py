@@ -11,7 +11,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import SeedCrf, Settings
-from wsss.build.sources import map_source, refine_identity, refine_inputs
+from wsss.build.sources import map_source, refined
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, write_mask
@@ -64,8 +64,7 @@ def run(s: Settings) -> Result:
     job = Job(
         s,
         "crf",
-        refine_identity(s, source, "crf"),
-        refine_inputs(s, source, image_set),
+        *refined(s, image_set, "crf", "crf"),
         needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
     )
     if job.finished or not job.main:

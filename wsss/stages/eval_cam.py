@@ -12,8 +12,9 @@ from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings, plain
 from wsss.build.sources import map_source
 from wsss.evaluation.scoring import SeedScore
+from wsss.files import read_json
 from wsss.maps.files import MapSource
-from wsss.run.folder import require
+from wsss.run.folder import MANIFEST
 from wsss.run.process import say
 from wsss.show.sheets import Drawing, map_column, seed_column, truth_column
 
@@ -39,7 +40,7 @@ def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
     image_set = build_image_set(s)
     source = map_source(s, "eval_cam", image_set.classes)
-    made = require(s.folder("make_cam"), "make_cam", "eval_cam")
+    made = read_json(source.folder.parent / MANIFEST)
     image_set.check(s.data.eval_split, need_masks=True)
     options = {k: v for k, v in plain(s.eval_cam).items() if k not in ("workers", "pictures")}
     identity = {"eval_cam": options, "eval_split": s.data.eval_split, "kind": source.kind}

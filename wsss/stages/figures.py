@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from wsss.build.identity import find_checkpoint, method_options
+from wsss.build.identity import method_options
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import Settings, plain
+from wsss.build.sources import find_checkpoint
 from wsss.errors import WsssError
 from wsss.run.process import relative, say
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wsss.build.identity import files_of, images_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
-from wsss.build.settings import Settings, plain
+from wsss.build.settings import Settings
+from wsss.build.sources import imported_maps
 from wsss.data.photographs import photograph_size
 from wsss.errors import WsssError
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
@@ -26,16 +26,9 @@ def run(s: Settings) -> Result:
     image_set = build_image_set(s)
     names = image_set.names(s.data.infer_split)
     paths = npy_files(source, names)
-    identity = {
-        "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
-        "infer_split": s.data.infer_split,
-    }
-    inputs = {
-        **files_of(s, "refine.npy", source, names, ".npy"),
-        **images_of(s, image_set, s.data.infer_split, labels=False),
-    }
     needs = [f"{MAPS}/{name}.npz" for name in names]
-    job = Job(s, "make_cam", identity, inputs, needs=lambda path: [path / n for n in needs])
+    identity = imported_maps(s, image_set)
+    job = Job(s, "make_cam", *identity, needs=lambda path: [path / n for n in needs])
     if job.finished or not job.main:
         return job.result()
     kinds: dict[str, bool] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity, refine_inputs
+from wsss.build.sources import map_source, refined
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.masks import VOID, read_mask, write_mask
@@ -72,8 +72,7 @@ def run(s: Settings) -> Result:
     job = Job(
         s,
         "irn_labels",
-        refine_identity(s, source, "labels"),
-        refine_inputs(s, source, image_set),
+        *refined(s, image_set, "irn_labels", "labels"),
         needs=lambda path: [path / LABELS / f"{name}.png" for name in names],
     )
     if job.finished or not job.main:

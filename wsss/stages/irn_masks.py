@@ -22,7 +22,7 @@ from wsss.maps.files import MapSource
 from wsss.refine.irn import GRID_STRIDE, EdgeDisplacement, edge_map
 from wsss.refine.pseudo_mask import WalkSettings, pseudo_mask
 from wsss.show.sheets import edge_column
-from wsss.stages.irn_train import WEIGHTS, load_irn
+from wsss.stages.irn_train import load_irn
 
 EDGES = "edges"
 
@@ -65,9 +65,6 @@ def run(s: Settings) -> Result:
     return make_pseudo_masks(
         s,
         "irn_masks",
-        "irn_train",
-        WEIGHTS,
-        "walk",
         make,
         lambda folder: {"edges": edge_column(folder / EDGES, GRID_STRIDE)},
     )

@@ -8,19 +8,14 @@ from typing import Any
 import torch
 
 from wsss.backbones.base import Backbone
-from wsss.build.identity import (
-    backbone_identity,
-    find_checkpoint,
-    images_of,
-    trainer_identity,
-)
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
     build_backbone,
     build_image_set,
 )
 from wsss.build.segmenter import method_backbone
-from wsss.build.settings import Settings, plain
+from wsss.build.settings import Settings
+from wsss.build.sources import WALKS, find_stage, irn_heads
 from wsss.build.trainer import fit
 from wsss.data.datamodule import EpochData, EpochSet, WholeSet
 from wsss.data.transforms import Crop, Pyramid, ScaleRange
@@ -28,20 +23,9 @@ from wsss.errors import WsssError
 from wsss.files import atomic
 from wsss.refine.irn import EdgeDisplacement, IRNModule, mean_displacement
 from wsss.run.compute import choose_memory_format
-from wsss.run.folder import require
 from wsss.stages.irn_labels import LABELS
 
-WEIGHTS = "irn.pt"
-
-
-def irn_identity(s: Settings) -> dict[str, Any]:
-    """All that the trained heads depend on, the labels apart."""
-    return {
-        "irn": plain(s.refine.irn),
-        "backbone": backbone_identity(s),
-        "trainer": trainer_identity(s),
-        "seed": s.seed,
-    }
+WEIGHTS = WALKS["irn_masks"][1]
 
 
 def features_of(s: Settings, classes: tuple[str, ...]) -> Backbone:
@@ -72,16 +56,12 @@ def load_irn(s: Settings, path: Path) -> EdgeDisplacement:
 
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training."""
-    options, labels = s.refine.irn, s.folder("irn_labels")
+    options = s.refine.irn
     image_set = build_image_set(s)
     classes = image_set.classes
-    inputs = {
-        "irn_labels": require(labels, "irn_labels", "irn_train", classes)["hash"],
-        **images_of(s, image_set, s.data.infer_split, labels=False),
-    }
-    if options.features == "method":
-        inputs["train"] = find_checkpoint(s, "irn_train", classes)[1]
-    job = Job(s, "irn_train", irn_identity(s), inputs, needs=lambda path: [path / WEIGHTS])
+    labels, _ = find_stage(s, "irn_labels", "irn_train", classes)
+    identity = irn_heads(s, image_set)
+    job = Job(s, "irn_train", *identity, needs=lambda path: [path / WEIGHTS])
     if job.finished:
         return job.result()
     names = image_set.names(s.data.infer_split)

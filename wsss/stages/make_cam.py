@@ -10,10 +10,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from wsss.build.identity import find_checkpoint, given_of, images_of, method_options
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set, load_network, whole_set
-from wsss.build.settings import MakeCamSettings, Settings, plain
+from wsss.build.settings import MakeCamSettings, Settings
+from wsss.build.sources import find_checkpoint, made_maps
 from wsss.build.trainer import predict, still_missing
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
 from wsss.methods.network import SeedNetwork
@@ -47,28 +47,15 @@ class MapMaker(pl.LightningModule):
         )
 
 
-def map_identity(s: Settings) -> dict[str, Any]:
-    """All that class maps depend on, the training apart."""
-    data = plain(s.data)
-    return {
-        "make_cam": {k: v for k, v in plain(s.make_cam).items() if k != "pictures"},
-        "test": method_options(s)[1],
-        "data": {k: data[k] for k in ("infer_split", "scales", "infer_long_side")},
-    }
-
-
 def run(s: Settings) -> Result:
     """Make the maps that are not there yet."""
     image_set = build_image_set(s)
-    checkpoint, source = find_checkpoint(s, "make_cam", image_set.classes)
-    split = s.data.infer_split
-    names = image_set.names(split)
-    inputs = images_of(s, image_set, split) | given_of(s, image_set, split, "make_cam")
+    checkpoint, _ = find_checkpoint(s, "make_cam", image_set.classes)
+    names = image_set.names(s.data.infer_split)
     job = Job(
         s,
         "make_cam",
-        map_identity(s),
-        {"train": source, **inputs},
+        *made_maps(s, image_set),
         needs=lambda path: [path / MAPS / f"{name}.npz" for name in names],
     )
     if job.finished:

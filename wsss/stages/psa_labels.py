@@ -10,7 +10,7 @@ import numpy as np
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings
-from wsss.build.sources import map_source, refine_identity, refine_inputs
+from wsss.build.sources import map_source, refined
 from wsss.build.trainer import still_missing
 from wsss.data.base import ImageSet
 from wsss.data.photographs import load_image
@@ -66,8 +66,7 @@ def run(s: Settings) -> Result:
     job = Job(
         s,
         "psa_labels",
-        refine_identity(s, source, "psa_labels"),
-        refine_inputs(s, source, image_set),
+        *refined(s, image_set, "psa_labels", "psa_labels"),
         needs=lambda path: [path / POSTERIORS / f"{name}.npz" for name in names],
     )
     if job.finished or not job.main:

@@ -19,7 +19,7 @@ from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.psa import PSAWalkSettings, psa_mask
 from wsss.refine.psa_network import PSANetwork, padded_features
-from wsss.stages.psa_train import WEIGHTS, load_psa
+from wsss.stages.psa_train import load_psa
 
 
 class MaskMaker(pl.LightningModule):
@@ -55,4 +55,4 @@ def run(s: Settings) -> Result:
         inputs = Pyramid(network.body.mean, network.body.std)
         return MaskMaker(network, source, folder, s.refine.psa_walk), inputs
 
-    return make_pseudo_masks(s, "psa_masks", "psa_train", WEIGHTS, "psa_walk", make)
+    return make_pseudo_masks(s, "psa_masks", make)

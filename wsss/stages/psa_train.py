@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from wsss.backbones.resnet38 import ResNet38Body
-from wsss.build.identity import (
-    backbone_identity,
-    images_of,
-    trainer_identity,
-    weights_identity,
-)
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_backbone, build_image_set
-from wsss.build.settings import Settings, plain
+from wsss.build.settings import Settings
+from wsss.build.sources import WALKS, find_stage, psa_network
 from wsss.build.trainer import fit
 from wsss.data.datamodule import EpochData
 from wsss.errors import WsssError
@@ -30,19 +24,9 @@ from wsss.refine.psa_network import (
     load_published,
 )
 from wsss.run.compute import choose_memory_format
-from wsss.run.folder import require
 from wsss.stages.psa_labels import POSTERIORS
 
-WEIGHTS = "psa.pt"
-
-
-def psa_identity(s: Settings) -> dict[str, Any]:
-    """All that the trained network depends on, the readings apart."""
-    options = {**plain(s.refine.psa), "weights": weights_identity(s, s.refine.psa.weights)}
-    identity = {"psa": options, "trainer": trainer_identity(s), "seed": s.seed}
-    if s.refine.psa.network == "backbone":
-        identity["backbone"] = backbone_identity(s)
-    return identity
+WEIGHTS = WALKS["psa_masks"][1]
 
 
 def build_psa(s: Settings, fresh: bool = True) -> PSANetwork:
@@ -85,13 +69,11 @@ def load_psa(s: Settings, path: Path) -> PSANetwork:
 
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training."""
-    options, labels = s.refine.psa, s.folder("psa_labels")
+    options = s.refine.psa
     image_set = build_image_set(s)
-    inputs = {
-        "psa_labels": require(labels, "psa_labels", "psa_train", image_set.classes)["hash"],
-        **images_of(s, image_set, s.data.infer_split, labels=False),
-    }
-    job = Job(s, "psa_train", psa_identity(s), inputs, needs=lambda path: [path / WEIGHTS])
+    labels, _ = find_stage(s, "psa_labels", "psa_train", image_set.classes)
+    identity = psa_network(s, image_set)
+    job = Job(s, "psa_train", *identity, needs=lambda path: [path / WEIGHTS])
     if job.finished:
         return job.result()
     names = image_set.names(s.data.infer_split)

@@ -8,19 +8,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from wsss.build.identity import (
-    backbone_identity,
-    files_of,
-    find_checkpoint,
-    images_of,
-    trainer_identity,
-    weights_identity,
-)
+from wsss.build.identity import split_of
 from wsss.build.job import Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.segmenter import build_segmenter, initial_weights
-from wsss.build.settings import Settings, plain
-from wsss.build.sources import mask_source
+from wsss.build.settings import Settings
+from wsss.build.sources import mask_source, segmenter
 from wsss.build.trainer import fit
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet, Sample, WholeSet
@@ -31,42 +24,10 @@ from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.mask_check import check_masks
 from wsss.segmentation.module import Segmenter
 from wsss.segmentation.predict import class_probabilities, label_map
-from wsss.segmentation.settings import ON_BACKBONE, EvalSettings, SegmentationSettings
+from wsss.segmentation.settings import EvalSettings, SegmentationSettings
 from wsss.show.layout import Cell
 from wsss.show.sheets import crop_sheet, label_cell
 from wsss.show.training import Album
-
-
-def segmentation_identity(s: Settings) -> dict[str, Any]:
-    """All that the trained network depends on, the pseudo masks apart."""
-    options = plain(s.segmentation)
-    network = options["network"]
-    network["weights"] = weights_identity(s, network["weights"])
-    keys = (
-        "features",
-        "msc",
-        "msc_scales",
-        "loss",
-        "enlarge_logits",
-        "optimizer",
-        "train",
-        "long_side",
-    )
-    identity = {key: options[key] for key in keys}
-    if network["name"] == ON_BACKBONE:
-        identity["backbone"] = backbone_identity(s)
-    return {
-        **identity,
-        "network": network,
-        "split": split_of(s),
-        "trainer": trainer_identity(s),
-        "seed": s.seed,
-    }
-
-
-def split_of(s: Settings) -> str:
-    """The split whose pseudo masks are trained on."""
-    return s.segmentation.split or s.data.infer_split
 
 
 def training_length(options: SegmentationSettings, steps_per_epoch: int) -> dict[str, int]:
@@ -129,22 +90,15 @@ def run(s: Settings) -> Result:
     image_set = build_image_set(s)
     masks, stage = mask_source(s, image_set.classes)
     names = image_set.names(split_of(s))
-    inputs = {
-        **images_of(s, image_set, split_of(s), labels=False),
-        **files_of(s, "pseudo masks", masks, names, ".png"),
-    }
-    if s.segmentation.features == "method":
-        inputs["train"] = find_checkpoint(s, "seg_train", image_set.classes)[1]
     job = Job(
         s,
         "seg_train",
-        segmentation_identity(s),
-        inputs,
+        *segmenter(s, image_set),
         needs=lambda path: [path / CHECKPOINT],
     )
     if job.finished:
         return job.result()
-    segmenter, network = build_segmenter(s, image_set.classes)
+    module, network = build_segmenter(s, image_set.classes)
     begins_with = initial_weights(s, network)
     if begins_with == "none" and network.fixed_norms:
         say(
@@ -172,9 +126,10 @@ def run(s: Settings) -> Result:
         crop_sheet(train, s.segmentation.pictures, job.path / "samples.png")
     fitted = fit(
         job,
-        segmenter,
+        module,
         data,
-        "segmentation.optimizer.lr, take segmentation.loss=balanced,",
+        "segmentation.optimizer.lr"
+        + ", take segmentation.loss=balanced," * (s.segmentation.loss == "ce"),
         f"{len(names)} pseudo masks; initial weights: {begins_with}",
         Album(whole, ["segmentation", "pseudo mask"], drawn),
         **training_length(s.segmentation, data.steps_per_epoch),

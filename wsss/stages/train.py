@@ -8,7 +8,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 from wsss.build.blueprint import seed_blueprint
-from wsss.build.identity import given_of, images_of, training_identity
 from wsss.build.job import Job, Result
 from wsss.build.objects import (
     build_image_set,
@@ -17,6 +16,7 @@ from wsss.build.objects import (
     whole_set,
 )
 from wsss.build.settings import Settings
+from wsss.build.sources import training
 from wsss.build.trainer import fit
 from wsss.data.datamodule import Sample
 from wsss.methods.network import SeedNetwork
@@ -39,14 +39,11 @@ def drawn(network: pl.LightningModule, sample: Sample, stride: int) -> list[Cell
 def run(s: Settings) -> Result:
     """Train, or go on with a killed training; no mask is ever read."""
     image_set = build_image_set(s)
-    split = s.data.train_split
-    inputs = images_of(s, image_set, split) | given_of(s, image_set, split, "train")
     learns = s.host.make.trains or s.method.branch is not None  # type: ignore[attr-defined]
     job = Job(
         s,
         "train",
-        training_identity(s),
-        inputs,
+        *training(s, image_set),
         needs=lambda path: [path / CHECKPOINT] if learns else [],
     )
     if job.finished:
