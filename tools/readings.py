@@ -34,9 +34,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from wsss.build.identity import find_checkpoint  # noqa: E402
 from wsss.build.objects import build_image_set, load_network, whole_set  # noqa: E402
 from wsss.build.settings import Settings  # noqa: E402
+from wsss.build.sources import find_checkpoint  # noqa: E402
 from wsss.cli import compose_for_doctor, quote_paths  # noqa: E402
 from wsss.data.base import ImageSet  # noqa: E402
 from wsss.evaluation.confusion import confusion  # noqa: E402

@@ -58,7 +58,7 @@ def replace_work(patch: pytest.MonkeyPatch) -> list[str]:
 
     def fit(job: Job, *args: Any, **more: Any) -> Fitted:
         work.append(job.stage)
-        torch.save({"state_dict": {}}, job.path / "last.ckpt")
+        torch.save({"state_dict": {}, "of": job.hash}, job.path / "last.ckpt")
         return Fitted(1, 0.5, torch.device("cpu"), job.path / "last.ckpt", [])
 
     def predict(job: Job, maker: Any, whole: WholeSet, *args: Any, **more: Any) -> None:
@@ -313,7 +313,9 @@ def test_the_way_out_is_a_checkpoint_that_there_is(swept: Program) -> None:
     assert "stage=train first" in text and "\n" not in text
     given = text.rpartition("give ")[2]
     assert Path(given.removeprefix("checkpoint=")).is_file()
-    assert swept("make_cam", "optimizer.lr=0.3", given, under="lr") == "made"
+    assert (
+        swept("make_cam", "optimizer.lr=0.3", given, under="lr") == "kept"
+    )  # its maps are there, too
 
 
 def test_taken_results_are_those_files_and_go_with_them(swept: Program, tmp_path: Path) -> None:

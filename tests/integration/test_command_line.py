@@ -141,6 +141,7 @@ def test_bad_input_is_one_line_and_exit_code_1(program, arguments: list[str], me
     ("override", "message"),
     [
         ("seed=abc", "seed=abc: must be a valid integer"),
+        ("data.name=", "data.name: is empty; give a word"),
         ("optimizer.lr=abc", "optimizer.lr=abc: must be a valid number"),
         ("data.scales=1.0", "data.scales=1.0: must be a valid tuple"),
         ("training.max_epochs=three", "training.max_epochs=three: must be a valid integer"),

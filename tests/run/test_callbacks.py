@@ -146,7 +146,7 @@ def test_on_a_gpu_the_first_bad_step_and_its_terms_are_remembered_until_the_next
             return torch.device("meta")
 
     class Step:
-        global_step, checkpoint_callback = 0, None
+        global_step, checkpoint_callback, gradient_clip_val = 0, None, 0.5
 
     watch, trainer = FiniteLoss("lr"), Step()
     for step in range(1, 10):
@@ -155,7 +155,10 @@ def test_on_a_gpu_the_first_bad_step_and_its_terms_are_remembered_until_the_next
         loss = torch.tensor(value).as_subclass(Elsewhere)
         terms = {"a": torch.tensor(1.0), "b": torch.tensor(value)}
         watch.on_train_batch_end(trainer, None, {"loss": loss, "terms": terms})  # type: ignore[arg-type]
-    with pytest.raises(WsssError, match="^the loss b is no number at step 3: lower lr"):
+    with pytest.raises(
+        WsssError,
+        match="^the loss b is no number at step 3: lower lr or gradient_clip_val, now 0.5",
+    ):
         watch.look(trainer)  # type: ignore[arg-type]
 
 

@@ -86,6 +86,8 @@ class DataSettings:
     infer_long_side: Count | None = None
 
     def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise WsssError("data.name: is empty; give a word, it keeps runs and files apart")
         check_range("data.long_side", self.long_side)
         if not self.scales:
             raise WsssError("data.scales=[]: give at least one")

@@ -62,7 +62,8 @@ def find_stage(
         WsssError: it has not ended in any of them, or knew other classes.
     """
     folder = s.folder(stage)
-    others = [] if ended_as(folder) else [one for one in other_folders(s, stage) if ended_as(one)]
+    here = (folder / MANIFEST).is_file()
+    others = [] if here else [one for one in other_folders(s, stage) if ended_as(one)]
     if others:
         try:
             folder = _same(s, stage, others) or folder
