@@ -68,6 +68,10 @@ def test_both_words_examine_all_and_leave_nothing_behind(command_line, word: str
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_long_name_does_not_run_into_what_is_said_of_it() -> None:
+    assert Finding("problem", f"data={'x' * 30}", "is there").line.endswith("x is there")
+
+
 def test_the_stage_can_stand_in_a_pipeline(capsys) -> None:
     get_stage("doctor")(cli.compose_for_doctor(["backbone.weights=null"]))
     assert "doctor: the program runs" in capsys.readouterr().out

@@ -13,7 +13,14 @@ from wsss.data.base import ImageSet
 from wsss.data.masks import write_mask
 from wsss.errors import WsssError
 from wsss.evaluation.confusion import confusion
-from wsss.evaluation.scoring import Counted, MaskScore, SeedScore, scored_names, tally
+from wsss.evaluation.scoring import (
+    Counted,
+    MaskScore,
+    SeedScore,
+    absent_classes,
+    scored_names,
+    tally,
+)
 from wsss.files import missing_files_of
 from wsss.maps.files import ClassMaps, MapSource, write_class_maps
 
@@ -63,6 +70,20 @@ def test_masks_are_scored_over_all_pixels_and_unsure_ones_are_background(tmp_pat
         dense[cells] = counts
         same = confusion(TRUTH[name], np.where(predicted[name] == 255, 0, predicted[name]), 3)
         assert dense.reshape(3, 3).tolist() == same.tolist()
+
+
+@pytest.mark.parametrize("gone", [0, 2])
+def test_a_class_that_no_mask_shows_is_named(tmp_path: Path, monkeypatch, gone: int) -> None:
+    for name, mask in TRUTH.items():
+        monkeypatch.setitem(TRUTH, name, np.where(mask == gone, 255, mask).astype(np.uint8))
+        write_mask(tmp_path / f"{name}.png", mask)  # right, where the truth says anything
+    score = MaskScore(Truth(), tmp_path)  # type: ignore[arg-type]
+    found = tally(score, map(score, ["a", "b"])).figures()
+    name = ("background", "x", "y")[gone]
+    assert found["absent"] == [name]
+    (line,) = absent_classes({"crf": found})
+    assert f"no mask shows {name};" in line and line.endswith("crf 100.00")
+    assert absent_classes({"crf": {**found, "absent": []}}) == []
 
 
 @pytest.mark.parametrize("own_background", [False, True])

@@ -166,6 +166,15 @@ def test_bars_are_the_classes_that_occur_and_the_others_are_named(
     assert middles == pytest.approx([0.8, 2.8, 1.2, 2.2, 3.2])
 
 
+def test_a_class_of_no_mask_is_said_to_be_none(tmp_path: Path, drawn: list[Figure]) -> None:
+    iou = {"background": 0.0, "cat": 20.0, "dog": 0.0, "cow": None}
+    rows = {"seed": {"iou": iou, "miou": 6.7, "absent": ["background", "cow"]}}
+    draw_class_bars(rows, tmp_path / "a.png")
+    axis = drawn[0].axes[0]
+    places = [(text.get_text(), round(float(text.get_position()[1]))) for text in axis.texts]
+    assert places == [("in no mask, only predicted", 0), ("does not occur", 3)]
+
+
 @pytest.mark.parametrize("labels", [2, 3, 21, 81])
 def test_a_confusion_matrix_is_shown_as_shares_of_the_truth(
     tmp_path: Path, drawn: list[Figure], labels: int

@@ -97,6 +97,9 @@ def slow_matrix(scenes: VOC, s: Settings, background: float) -> np.ndarray:
     return matrix
 
 
+RANGE = (0.2, 0.5, 0.8)
+
+
 def slow_miou(matrix: np.ndarray) -> float:
     union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
     return float(np.mean(100 * np.diag(matrix)[union > 0] / union[union > 0]))
@@ -117,6 +120,13 @@ def test_scores_and_their_curve_are_those_of_a_slow_count(lend, settings, scenes
     assert metrics["cam"]["miou_best_threshold"] == pytest.approx(max(by_hand))
     assert metrics["cam"]["best_threshold"] == curve["threshold"][int(np.argmax(by_hand))]
     assert (s.folder("eval_cam") / "contact_sheet.png").is_file()
+
+
+@pytest.mark.parametrize(("best", "told"), [(0.2, True), (0.5, False), (0.8, True)])
+def test_a_best_threshold_at_the_edge_of_the_range_is_remarked(best: float, told: bool) -> None:
+    figures = {"best_threshold": best, "absent": []}
+    lines = eval_cam.remarks({"cam": figures, "pacam": {**figures, "best_threshold": 0.5}}, RANGE)
+    assert len(lines) == told and all("cam: best at the edge" in line for line in lines)
 
 
 @pytest.mark.parametrize(("background", "power"), [(0.35, 1.0), (0.5, 3.0)])

@@ -62,7 +62,7 @@ def test_photographs_of_any_kind_are_predicted_and_bad_ones_listed(
     for name, size in sizes.items():
         assert read_mask(folder / "masks" / f"{name}.png", 6).shape == size
         assert Image.open(folder / "masks" / f"{name}.png").mode == "P"
-    assert "1 files are no photographs: list.csv" in told
+    assert "1 file is no photograph: list.csv" in told
     assert "1 of 7 photographs could not be read" in told and "broken.jpg" in told
     assert told.strip().splitlines()[-1].startswith("seg_predict: 6 photographs in")
     assert list(manifest["unreadable"]) == ["broken.jpg"] and manifest["images"] == 6

@@ -80,7 +80,7 @@ class Finding:
     def line(self) -> str:
         """The finding as it is printed, always in one line."""
         told = " ".join(f"{self.text}{'; ' if self.remedy else ''}{self.remedy}".split())
-        return f"{self.state:<8}{self.what:<18}{told}"
+        return f"{self.state:<7} {self.what:<17} {told}"
 
 
 def fatal(what: str, text: str, remedy: str = "") -> Finding:

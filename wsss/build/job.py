@@ -21,7 +21,7 @@ from wsss.run.folder import StageFolder, revision
 from wsss.run.pool import each
 from wsss.run.process import is_main_process, relative, say, wait_for_all
 from wsss.run.progress import duration
-from wsss.show.dashboard import show_facts, show_scores
+from wsss.show.dashboard import show_facts, show_scores, wandb_runs
 from wsss.show.sheets import Drawing, draw_sheet
 
 METRICS = "metrics.json"
@@ -121,6 +121,9 @@ class Job:
             told = {**flatten(plain(s)), "revision": revision()}
             for logger in loggers:
                 logger.log_hyperparams(told)
+            for run in wandb_runs(loggers):
+                where = run.url or f"no address, offline in {relative(Path(run.dir).parent)}"
+                say(f"{self.stage}: W&B has it at {where}")
         return loggers
 
     def scores(

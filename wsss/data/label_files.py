@@ -53,49 +53,40 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def csv_rows(text: str, path: Path) -> list[Row]:
-    """Rows of `name,class;class`, or of `name,` for an image of no class.
+    """Rows of an image's name and its classes, or of `name,` for an image of no class.
 
-    A first row whose name is a heading is passed over.
+    Columns are parted by commas, tabs or semicolons, the same in the whole file; classes stand in
+    one column with ; between them, in columns of their own, or both. A first row whose name is a
+    heading is passed over.
 
     Raises:
-        WsssError: if the columns are not parted by commas, or it is no CSV.
+        WsssError: it is no CSV.
     """
     rows: list[Row] = []
-    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    lines = text.splitlines()
+    reader = csv.reader(lines, delimiter=_separator(lines), skipinitialspace=True)
     try:
-        table = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
-        table = [(number, fields) for number, fields in table if any(fields)]
-        _check_separator([fields for _, fields in table], path)
-        for number, fields in table:
-            if not rows and fields[0].lower() in HEADINGS:
+        for fields in reader:
+            name, *columns = [field.strip() for field in fields] or [""]
+            if not (name or any(columns)) or (not rows and name.lower() in HEADINGS):
                 continue
-            place, fault = f"{path}, line {number}", ""
-            if len(fields) != 2:
-                fault = (
-                    f"{len(fields)} columns, expected 2: the image's name, and its classes with ; "
-                    "between them"
-                )
-            elif not fields[0]:
-                fault = "no image is named"
-            labels = _split(fields[1]) if len(fields) == 2 else ()
-            rows.append(Row(place, fields[0], labels, fault))
+            fault = "" if name else "no image is named"
+            if not columns:
+                fault = "no classes; write name,class;class, or name, for an image of no class"
+            labels = tuple(label for column in columns for label in _split(column))
+            rows.append(Row(f"{path}, line {reader.line_num}", name, labels, fault))
     except csv.Error as error:
         raise WsssError(f"{path}, line {reader.line_num}: {error}") from error
     return rows
 
 
-def _check_separator(table: Sequence[Sequence[str]], path: Path) -> None:
-    """Refuse columns that are parted by something else than a comma, once for the whole file.
-
-    Raises:
-        WsssError: if no row has a comma, but each one a tab or semicolon.
-    """
-    for sign, name in (("\t", "tabs"), (";", "semicolons")):
-        if table and all(len(fields) == 1 and sign in fields[0] for fields in table):
-            raise WsssError(
-                f"the columns of {path} are parted by {name}: part them by commas, as in "
-                "name,class;class"
-            )
+def _separator(lines: Sequence[str]) -> str:
+    """What parts the columns: a comma where there is any, else what every row has."""
+    rows = [line for line in lines if line.strip()]
+    for sign in ("\t", ";"):
+        if rows and all(sign in line and "," not in line for line in rows):
+            return sign
+    return ","
 
 
 def json_rows(text: str, path: Path) -> list[Row]:

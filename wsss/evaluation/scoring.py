@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,12 @@ class Tally:
 
     def figures(self) -> dict[str, Any]:
         """All figures over all pixels, in percent, as they stand in `metrics.json`."""
-        found = {**scores(self.matrix).as_dict(self.classes), "confusion": self.matrix.tolist()}
+        seen = zip(("background", *self.classes), self.matrix.sum(axis=1) > 0, strict=True)
+        found = {
+            **scores(self.matrix).as_dict(self.classes),
+            "absent": [name for name, there in seen if not there],  # in all masks
+            "confusion": self.matrix.tolist(),
+        }
         if self.curve is None:
             return found
         points = [scores(matrix) for matrix in self.curve.matrices()]
@@ -195,6 +200,23 @@ class Tally:
                 "false_negative": [point.false_negative for point in points],
             },
         }
+
+
+def absent_classes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line on classes that no mask shows, whose IoU of 0 tells of wrong predictions alone.
+
+    Args:
+        rows: figures by row of scores, of the same masks.
+    """
+    absent: list[str] = next(iter(rows.values())).get("absent", [])
+    if not absent:
+        return []
+    more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+    others = ", ".join(f"{row} {figures['miou_truth']:.2f}" for row, figures in rows.items())
+    return [
+        f"no mask shows {', '.join(absent[:5])}{more}; where it is predicted it counts as 0; mIoU "
+        f"of the classes that are there: {others}"
+    ]
 
 
 def tally(score: Score, results: Iterable[Counted]) -> Tally:

@@ -331,6 +331,7 @@ class Setting:
         if not scores:
             return {}
         found: dict[str, Any] = {"miou": statistics.fmean(one["miou"] for one in scores)}
+        found["absent"] = scores[0].get("absent", [])  # a matter of the masks, not of seeds
         if all("iou" in one for one in scores) and len({tuple(one["iou"]) for one in scores}) == 1:
             columns = {name: [one["iou"][name] for one in scores] for name in scores[0]["iou"]}
             known = {k: [v for v in values if v is not None] for k, values in columns.items()}

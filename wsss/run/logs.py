@@ -68,6 +68,8 @@ def wandb_logger(
         offline: write to `folder/wandb` only; `wandb sync` uploads it later.
         tags: the run's tags.
     """
+    import wandb  # an import of seconds
+
     return WandbLogger(
         project=project,
         entity=entity,
@@ -79,6 +81,7 @@ def wandb_logger(
         job_type=stage,
         id=wandb_id(folder),
         resume="allow",
+        settings=wandb.Settings(silent=True),  # its lines are many; the stage says where it is
     )
 
 

@@ -19,6 +19,7 @@ WRITTEN_CELLS = 12  # confusion matrices up to this many labels have their share
 ERROR_BARS = {"lw": 0.8, "capsize": 1.5, "ecolor": "0.3"}
 LONG_LABEL = 32  # characters; longer ones stand in a legend one below the other
 NO_BAR = "does not occur"
+NO_TRUTH = "in no mask, only predicted"
 AT_THE_EDGE = "the edge of the range; a wider one may hold a better threshold"
 
 
@@ -139,8 +140,9 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
     Args:
         rows: for each row its scores: `iou` by class name (None where a class does not occur,
-            which is said in place of the bar), `miou` and, where they are means over seeds,
-            `iou_spread`, drawn as error bars. The background stands first, and classes are in the
+            which is said in place of the bar), `miou`, the classes `absent` in all masks, whose 0
+            is said to be none, and, where they are means over seeds, `iou_spread`, drawn as error
+            bars. The background stands first, and classes are in the
             order of their ids.
         path: PNG to write.
 
@@ -171,8 +173,11 @@ def draw_class_bars(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
                 xerr=None if errors is None else errors[there],
                 error_kw=ERROR_BARS,
             )
-            for place in places[~there]:
-                axis.text(0.5, place, NO_BAR, va="center", fontsize=6, color=f"C{number}")
+            absent = scores.get("absent", ())
+            for name, place, value in zip(names, places, values, strict=True):
+                if value is None or name in absent:
+                    text = NO_BAR if value is None else NO_TRUTH
+                    axis.text(0.5, place, text, va="center", fontsize=6, color=f"C{number}")
         axis.set_yticks(range(len(names)), shown, fontsize="small")
         axis.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
         made.legend(loc="outside upper center", ncols=columns)

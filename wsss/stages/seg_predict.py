@@ -129,13 +129,15 @@ def run(s: Settings) -> Result:
     if photographs.passed_over:
         others = photographs.passed_over
         more = ", ..." if len(others) > 3 else ""
-        say(f"seg_predict: {len(others)} files are no photographs: {', '.join(others[:3])}{more}")
+        what = "1 file is no photograph" if len(others) == 1 else f"{len(others)} files are none"
+        say(f"seg_predict: {what}: {', '.join(others[:3])}{more}")
     if faulty:
         say(f"seg_predict: {len(faulty)} of {len(names)} photographs could not be read:")
         for reason in faulty.values():
             say(f"  {reason}")
+    many = "1 photograph" if len(done) == 1 else f"{len(done)} photographs"
     return job.close(
-        f"{len(done)} photographs in {{time}}, overlays in {relative(overlays)}",
+        f"{many} in {{time}}, overlays in {relative(overlays)}",
         masks,
         input=str(s.input),
         images=len(done),
