@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wsss.cli import CONF, choices_of, quote_words, settings_of, settings_path
+from wsss.cli import (
+    CONF,
+    by_images,
+    choices_of,
+    epochs,
+    overview,
+    quote_paths,
+    settings_of,
+    settings_path,
+)
 from wsss.errors import WsssError
 
 
@@ -22,7 +32,7 @@ from wsss.errors import WsssError
     ],
 )
 def test_values_with_an_equals_sign_reach_hydra_whole(override: str, values: list[object]) -> None:
-    parsed = OverridesParser.create().parse_override(quote_words(override))
+    parsed = OverridesParser.create().parse_override(quote_paths(override))
     if parsed.is_sweep_override():
         found = list(parsed.sweep_iterator())
         assert [getattr(f, "text", f) for f in found] == values
@@ -35,7 +45,7 @@ def test_a_path_that_exists_is_one_value_whatever_it_holds(tmp_path: Path, monke
     path = "x/data.scales=[1.0,0.5],seed=0/last.ckpt"
     Path(path).parent.mkdir(parents=True)
     Path(path).touch()
-    parsed = OverridesParser.create().parse_override(quote_words(f"checkpoint={path}"))
+    parsed = OverridesParser.create().parse_override(quote_paths(f"checkpoint={path}"))
     assert not parsed.is_sweep_override() and parsed.value() == path
 
 
@@ -49,14 +59,14 @@ def test_a_path_that_exists_is_one_value_whatever_it_holds(tmp_path: Path, monke
 )
 @pytest.mark.parametrize("key", ["data.root", "+backbone.weights", "first.step1.host.weights"])
 def test_any_name_of_a_folder_reaches_hydra_as_it_is_typed(key: str, name: str) -> None:
-    parsed = OverridesParser.create().parse_override(quote_words(f"{key}={name}", sweep=False))
+    parsed = OverridesParser.create().parse_override(quote_paths(f"{key}={name}", sweep=False))
     assert not parsed.is_sweep_override() and parsed.value() == name
 
 
 def test_a_home_folder_is_found(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert quote_words("data.root=~/photos") == f"data.root={tmp_path}/photos"
-    assert quote_words("optimizer.lr=~/photos") == "optimizer.lr=~/photos"  # no path
+    assert quote_paths("data.root=~/photos") == f"data.root={tmp_path}/photos"
+    assert quote_paths("optimizer.lr=~/photos") == "optimizer.lr=~/photos"  # no path
 
 
 def test_what_hydra_reads_by_itself_is_left_alone() -> None:
@@ -65,15 +75,15 @@ def test_what_hydra_reads_by_itself_is_left_alone() -> None:
         *("data.image_set.classes=[cat,dog]", "checkpoint=choice(a,b)", "~data.root", "--cfg"),
         *("data.scales=[1.0,0.5]", "experiment=cam_voc", "data.image_set.classes=classes.txt"),
     ):
-        assert quote_words(override) == override
+        assert quote_paths(override) == override
 
 
 def test_commas_part_the_values_of_a_sweep_alone() -> None:
-    values = "backbone.weights=a b,null,c=d"
-    parsed = OverridesParser.create().parse_override(quote_words(values))
-    assert [str(v) for v in parsed.sweep_string_iterator()] == ["'a b'", "null", "'c=d'"]
+    values = "backbone.weights=ä b,null,c=d"
+    parsed = OverridesParser.create().parse_override(quote_paths(values))
+    assert [str(v) for v in parsed.sweep_string_iterator()] == ["'ä b'", "null", "'c=d'"]
     assert (
-        OverridesParser.create().parse_override(quote_words(values, False)).value() == values[17:]
+        OverridesParser.create().parse_override(quote_paths(values, False)).value() == values[17:]
     )
 
 
@@ -81,6 +91,30 @@ def test_a_long_name_of_any_alphabet_fits_a_folder() -> None:
     name = settings_path("data.name=" + "牛" * 140)
     assert len(name.encode()) <= 150 and name.startswith("data.name=牛牛") and "~" in name
     assert name != settings_path("data.name=" + "牛" * 141)
+
+
+def test_the_columns_of_help_never_touch() -> None:
+    for line in overview().splitlines():
+        if line.startswith("  ") and "run.py" not in line:
+            _, blanks, _ = re.fullmatch(r"  (\S+)( *)(.*)", line).groups()
+            assert len(blanks) >= 2, line
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 61, 199, 200, 591, 1999, 2000])
+def test_settings_go_by_the_number_of_photographs(tmp_path: Path, number: int) -> None:
+    for i in range(number):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{i}.jpg").touch()
+    (tmp_path / "images.txt").touch()
+    data = OmegaConf.create({"root": str(tmp_path), "image_set": {"images": "images"}})
+    cfg = OmegaConf.create({"data": data})
+    few, some = number < 200, 200 <= number < 2000
+    assert by_images(1, 2, 3, _root_=cfg) == (1 if few else 2 if some else 3)
+    assert by_images("crf", "irn_masks", _root_=cfg) == ("crf" if few else "irn_masks")
+    # As many steps as asked for, and not an epoch more than that takes.
+    found = epochs(240, 8, _root_=cfg)
+    each = max(number // 8, 1)
+    assert found * each >= 240 > (found - 1) * each
 
 
 def composed(tmp_path: Path, *overrides: str) -> DictConfig:

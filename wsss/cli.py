@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
+import math
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ MOVED = {
     "trainer.gradient_clip_val": "training.gradient_clip_val",
     "method.neighbours": "method.neighbors",
 }
+SIZES = (200, 2000)  # numbers of photographs at which `by_images` goes on to its next value
 MAX_SETTINGS = 150  # bytes of a folder's name; longer ones end in a hash
 # Keys whose value is a path or a name, whatever it looks like.
 WORDS = re.compile(
@@ -75,6 +77,44 @@ def run_name(*, _root_: Any) -> str:
     return f"{choices.get('method')}_{choices.get('data')}"
 
 
+def by_images(*values: Any, _root_: Any) -> Any:
+    """Resolver `by_images`: the value for as many photographs as there are, the last for more."""
+    number = photographs(_root_.data)
+    return values[min(sum(number >= limit for limit in SIZES), len(values) - 1)]
+
+
+def epochs(steps: int, batch_size: int, *, _root_: Any) -> int:
+    """Resolver `epochs`: as many as make at least so many steps."""
+    return math.ceil(steps / max(1, photographs(_root_.data) // batch_size))
+
+
+def photographs(data: Any) -> int:
+    """Number of photographs in the image folder of a set of one's own; 0 where there is none."""
+    from wsss.data.base import list_files
+    from wsss.data.photographs import IMAGE_ENDINGS
+
+    images = data.image_set.get("images")
+    if images is not None and not isinstance(images, str):  # a folder for each split
+        images = images.get(data.train_split)
+    if not images or not data.root:
+        return 0
+    return len(list_files(Path(str(data.root)).expanduser() / images, IMAGE_ENDINGS)[0])
+
+
+def chosen(cfg: DictConfig) -> str | None:
+    """What the number of photographs has chosen, as a line; None where it chooses nothing."""
+    from omegaconf import OmegaConf
+
+    from wsss.files import flatten
+
+    content = flatten(OmegaConf.to_container(cfg, resolve=False))
+    by_number = re.compile(r"\$\{(by_images|epochs):")
+    keys = [key for key, value in content.items() if by_number.match(str(value))]
+    unread = ("pipeline", *(["refine.irn.max_epochs"] if "irn_train" not in cfg.pipeline else []))
+    told = ", ".join(f"{k}={OmegaConf.select(cfg, k)}" for k in keys if k not in unread)
+    return f"settings for {photographs(cfg.data)} photographs: {told}" if told else None
+
+
 def choices_of(group: str) -> list[str]:
     """Options of a configuration group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -88,7 +128,7 @@ def head(path: Path) -> str:
     return ""
 
 
-def quote_words(override: str, sweep: bool = True) -> str:
+def quote_paths(override: str, sweep: bool = True) -> str:
     """An override with its value quoted where it is a path or a name that Hydra would misread.
 
     Hydra's grammar wants quotes around `Kühe`, `My Photos (1)` or `seed=0/last.ckpt` and reads
@@ -163,7 +203,9 @@ def overview() -> str:
     }
     for group, title in titles.items():
         lines += ["", f"{title} ({group}=...)"]
-        lines += [f"  {n:<26}{head(CONF / group / f'{n}.yaml')}" for n in choices_of(group)]
+        names = choices_of(group)
+        width = max(map(len, names)) + 2
+        lines += [f"  {n:<{width}}{head(CONF / group / f'{n}.yaml')}" for n in names]
     lines += ["", "A recipe with all of its keys: python run.py experiment=NAME --help"]
     return "\n".join(lines)
 
@@ -287,6 +329,8 @@ def _job(cfg: object, debug: bool) -> float | None:
         stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
         work = [get_stage(one.rpartition("/")[2]) for one in stages]
         settings = settings_of(cfg, stages)
+        if line := chosen(cfg):
+            say(line)
         if is_main_process():
             remove_parts(Path(str(cfg.paths.cache)).expanduser())
         miou = None
@@ -348,6 +392,8 @@ def _register_resolvers() -> None:
 
     OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("by_images", by_images, replace=True)
+    OmegaConf.register_new_resolver("epochs", epochs, replace=True)
 
 
 class Signalled(SystemExit):
@@ -431,7 +477,7 @@ def main() -> None:
     try:
         words = console.understood([a for a in arguments if a not in HELP])
         sweep = bool({"-m", "--multirun"} & set(words))
-        others = [quote_words(a, sweep) for a in words]
+        others = [quote_paths(a, sweep) for a in words]
         if asked:
             print(console.recipe_help([a for a in others if not a.startswith(("-", "stage="))]))
             return

@@ -165,6 +165,37 @@ def test_a_folder_without_masks_gets_its_pictures(program, folder_root, tmp_path
     assert not list((program.out / "bare").rglob("crf/metrics.json"))
 
 
+SMALL = (
+    *("backbone.name=test_resnet", "backbone.weights=null", "backbone.frozen_stages=0"),
+    *("trainer=cpu", "data.crop_size=64", "data.long_side=[56,80]", "data.infer_long_side=64"),
+    *("data.scales=[1.0]", "segmentation.train.crop_size=64", "segmentation.long_side=64"),
+    *("segmentation.eval.scales=[1.0]", "training.max_epochs=1"),
+)
+
+
+def test_from_photographs_and_labels_to_overlays_by_one_command(
+    program, folder_root, tmp_path
+) -> None:
+    root = tmp_path / "My Bücher, #1 (new)"
+    shutil.copytree(folder_root / "images", root / "images")
+    for file in ("labels.csv", "classes.txt"):
+        shutil.copy(folder_root / file, root)
+    own = ("experiment=folder_segmentation", f"data.root={root}", *SMALL)
+    done = program(*own, "segmentation.train.max_epochs=1")
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("settings for")]
+    assert "16 photographs" in told and "data.batch_size=8" in told and "refine.masks=crf" in told
+    assert "max_epochs" not in told  # both are given
+    assert "eval_cam: left out" in done.stdout and "seg_eval: left out" in done.stdout
+    (overlays,) = (program.out / "folder_segmentation").rglob("overlays")
+    names = {path.stem for path in (root / "images").iterdir()}
+    assert {path.stem for path in overlays.iterdir()} == names
+    # Another length of the last training alone: all before it is there, and one photograph will do.
+    one = next(iter((root / "images").iterdir()))
+    sweep = ("-m", "stage=seg_train,seg_predict", f"input={one}")
+    again = program(*own, "segmentation.train.max_epochs=2", *sweep)
+    assert "crf: taken from " in again.stdout and "1 photograph in" in again.stdout
+
+
 def append(file: str, text: str) -> Any:
     def change(root: Path) -> None:
         path = root / file

@@ -128,6 +128,25 @@ def test_splits_that_train_nothing_may_be_wanting(
     prepare("+data.expected_counts.train=null", "overwrite=true")
 
 
+def test_a_part_of_a_data_set_is_let_through_by_one_key(root: Path, prepare: Run) -> None:
+    way_out = "data.expected_counts=null"
+    with pytest.raises(WsssError, match=way_out):
+        prepare("+data.expected_counts.train=41")
+    prepare("+data.expected_counts.train=41", way_out, "overwrite=true")
+
+
+@pytest.mark.parametrize(("largest", "told"), [(26, False), (25, True)])
+def test_large_photographs_are_told_with_the_key_that_suits_them(
+    prepare: Run, capsys: pytest.CaptureFixture[str], largest: int, told: bool
+) -> None:
+    """The median photograph has 40 x 50 pixels."""
+    seen = f"data.long_side=[20,{largest}]"
+    prepare(seen)
+    assert ("data.infer_long_side=" in capsys.readouterr().out) == told
+    prepare(seen, "data.infer_long_side=32", "overwrite=true")
+    assert "data.infer_long_side=" not in capsys.readouterr().out
+
+
 def test_held_out_images_are_found(root: Path, prepare: Run) -> None:
     (root / "splits").mkdir()
     (root / "splits" / "train.txt").write_text("\n".join(f"{i:02d}" for i in range(30)))

@@ -43,6 +43,10 @@ class ImageSet(ABC):
             WsssError: if there is no such split.
         """
 
+    def has_split(self, split: str) -> bool:
+        """Whether the data set's owner has made such a split, where that is left to them."""
+        return True
+
     @abstractmethod
     def image_path(self, name: str) -> Path:
         """File of the image `name`; it need not exist."""

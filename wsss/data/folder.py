@@ -106,6 +106,10 @@ class Folder(ImageSet):
         files, _ = self._image_files()
         return list(dict.fromkeys(n for _, n in self._read_list(split) if n in files))
 
+    def has_split(self, split: str) -> bool:
+        """Whether it has a list, or all images are of it."""
+        return split.removesuffix(WITH_MASKS) in (self.split_names() or ["train"])
+
     def split_names(self) -> list[str]:
         """Splits that have a list, in alphabetic order."""
         return sorted(path.stem for path in self.splits.glob("*.txt"))

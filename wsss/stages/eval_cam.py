@@ -11,11 +11,12 @@ from wsss.build.job import METRICS, Job, Result
 from wsss.build.objects import build_image_set
 from wsss.build.settings import Settings, plain
 from wsss.build.sources import map_source
-from wsss.evaluation.scoring import SeedScore
+from wsss.evaluation.scoring import SeedScore, absent_classes
 from wsss.files import read_json
 from wsss.maps.files import MapSource
 from wsss.run.folder import MANIFEST
 from wsss.run.process import say
+from wsss.show.charts import AT_THE_EDGE, at_the_edge
 from wsss.show.sheets import Drawing, map_column, seed_column, truth_column
 
 
@@ -36,9 +37,24 @@ def seed_table(kinds: dict[str, Any], main: str) -> str:
     return "\n".join(lines)
 
 
+def remarks(kinds: dict[str, Any], thresholds: tuple[float, ...]) -> list[str]:
+    """What is to be known beside the figures: searches that ended at an edge, absent classes."""
+    edge = [
+        kind
+        for kind, result in kinds.items()
+        if at_the_edge(thresholds, thresholds.index(result["best_threshold"]))
+    ]
+    said = [f"{', '.join(edge)}: best at {AT_THE_EDGE} (eval_cam.thresholds)"] if edge else []
+    return said + absent_classes(kinds)
+
+
 def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
     image_set = build_image_set(s)
+    split = s.data.eval_split
+    if s.stage == "all" and not any(map(image_set.has_mask, image_set.names(split))):
+        say(f"eval_cam: left out, as no image of split '{split}' has a mask to score against")
+        return Result("eval_cam")
     source = map_source(s, "eval_cam", image_set.classes)
     made = read_json(source.folder.parent / MANIFEST)
     image_set.check(s.data.eval_split, need_masks=True)
@@ -74,6 +90,8 @@ def run(s: Settings) -> Result:
     columns["truth"] = truth_column(image_set)
     sheet = job.sheet(image_set, names, s.eval_cam.pictures, columns)
     say(seed_table(kinds, main))
+    for line in remarks(kinds, thresholds):
+        say(f"eval_cam: {line}")
     return job.close(
         f"mIoU {result['miou']:.2f} by arg max, {result['miou_best_threshold']:.2f} at the best "
         f"threshold (tuned on these masks), {len(names)} images of {s.data.eval_split} in {{time}}",

@@ -17,6 +17,7 @@ from wsss.show.sheets import label_sheet
 
 PICTURES = 12  # rows of the contact sheet
 CLASSES_IN_A_LINE = 4
+LARGE = 2.0  # times the largest long side in training
 
 
 def run(s: Settings) -> Result:
@@ -42,7 +43,7 @@ def run(s: Settings) -> Result:
         optional=[split for split in splits if split not in needed],
     )
     write_json(job.path / "report.json", {**report, "problems": problems})
-    for line in report_lines(report):
+    for line in [*report_lines(report), *large_photographs(s, report["splits"])]:
         say(line)
     if problems:
         raise complaint(f"{image_set!r}", problems)
@@ -82,6 +83,17 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     lines += class_lines(report)
     lines += [f"warning: {line}" for line in report["warnings"]]
     return lines
+
+
+def large_photographs(s: Settings, splits: Mapping[str, Any]) -> list[str]:
+    """The key to set where photographs are far larger than what the network is trained on."""
+    seen, median = s.data.long_side[1], max(splits.get(s.data.train_split, {}).get("median", [0]))
+    if s.data.infer_long_side is not None or median < LARGE * seen:
+        return []
+    return [
+        f"prepare: the photographs are large (long side {median}, median; the network is trained "
+        f"on up to {seen}): data.infer_long_side={seen} makes the class maps of them at that size"
+    ]
 
 
 def class_lines(report: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from wsss.build.trainer import predict, still_missing
 from wsss.data.base import ImageSet
 from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import Pyramid, resize_bilinear
-from wsss.evaluation.scoring import MASKS, MaskScore
+from wsss.evaluation.scoring import MASKS, MaskScore, absent_classes
 from wsss.files import write_json
 from wsss.run.folder import check_classes
 from wsss.run.pool import cores
@@ -77,6 +77,9 @@ def run(s: Settings) -> Result:
         "split": split,
     }
     image_set = build_image_set(s)
+    if s.stage == "all" and not image_set.has_split(split):
+        say(f"seg_eval: left out, as there is no split '{split}' to predict and score")
+        return Result("seg_eval")
     check_classes(str(trained.path), trained.classes, image_set.classes)
     names = image_set.names(split)
     write = options.archive.write
@@ -129,6 +132,8 @@ def run(s: Settings) -> Result:
         rows = job.scores(scores, names, main, workers, **about)
         facts["miou"] = rows[main]["miou"]
         say(class_table({what: row["iou"] for what, row in rows.items()}))
+        for line in absent_classes(rows):
+            say(f"seg_eval: {line}")
         shown = ", ".join(f"{what} {row['miou']:.2f}" for what, row in rows.items())
         text = f"mIoU {shown}; "
         columns["truth"] = truth_column(image_set)
