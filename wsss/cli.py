@@ -112,7 +112,8 @@ def chosen(cfg: DictConfig) -> str | None:
     keys = [key for key, value in content.items() if by_number.match(str(value))]
     unread = ("pipeline", *(["refine.irn.max_epochs"] if "irn_train" not in cfg.pipeline else []))
     told = ", ".join(f"{k}={OmegaConf.select(cfg, k)}" for k in keys if k not in unread)
-    return f"settings for {photographs(cfg.data)} photographs: {told}" if told else None
+    number = photographs(cfg.data)
+    return f"settings for {number} photographs: {told}" if told and number else None
 
 
 def choices_of(group: str) -> list[str]:

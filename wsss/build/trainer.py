@@ -66,7 +66,7 @@ def build_trainer(
         )
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise WsssError(f"trainer: {first}; {_way_out(s)}") from error
+        raise WsssError(f"trainer: {first.rstrip('!.')}; {_way_out(s)}") from error
 
 
 def _way_out(s: Settings) -> str:
