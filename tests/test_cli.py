@@ -8,11 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from wsss.build.by_number import by_images, epochs
 from wsss.cli import (
     CONF,
-    by_images,
     choices_of,
-    epochs,
     overview,
     quote_paths,
     settings_of,

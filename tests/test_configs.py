@@ -11,13 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from wsss.build import by_number
 from wsss.build.settings import resolve_settings
 from wsss.cli import (
     CONF,
     MOVED,
-    by_images,
     choices_of,
-    epochs,
     head,
     settings_of,
     settings_path,
@@ -45,8 +44,7 @@ GROUPS = {
 def resolvers() -> None:
     OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda: "test", replace=True)
-    OmegaConf.register_new_resolver("by_images", by_images, replace=True)
-    OmegaConf.register_new_resolver("epochs", epochs, replace=True)
+    by_number.register()
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
-import math
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss import console
+from wsss.build import by_number
 from wsss.build.compose import CONF
 from wsss.errors import WsssError
 from wsss.version import __version__
@@ -34,7 +34,6 @@ MOVED = {
     "trainer.gradient_clip_val": "training.gradient_clip_val",
     "method.neighbours": "method.neighbors",
 }
-SIZES = (200, 2000)  # numbers of photographs at which `by_images` goes on to its next value
 MAX_SETTINGS = 150  # bytes of a folder's name; longer ones end in a hash
 # Keys whose value is a path or a name, whatever it looks like.
 WORDS = re.compile(
@@ -75,45 +74,6 @@ def run_name(*, _root_: Any) -> str:
     if choices.get("experiment"):
         return str(choices["experiment"])
     return f"{choices.get('method')}_{choices.get('data')}"
-
-
-def by_images(*values: Any, _root_: Any) -> Any:
-    """Resolver `by_images`: the value for as many photographs as there are, the last for more."""
-    number = photographs(_root_.data)
-    return values[min(sum(number >= limit for limit in SIZES), len(values) - 1)]
-
-
-def epochs(steps: int, batch_size: int, *, _root_: Any) -> int:
-    """Resolver `epochs`: as many as make at least so many steps."""
-    return math.ceil(steps / max(1, photographs(_root_.data) // batch_size))
-
-
-def photographs(data: Any) -> int:
-    """Number of photographs in the image folder of a set of one's own; 0 where there is none."""
-    from wsss.data.base import list_files
-    from wsss.data.photographs import IMAGE_ENDINGS
-
-    images = data.image_set.get("images")
-    if images is not None and not isinstance(images, str):  # a folder for each split
-        images = images.get(data.train_split)
-    if not images or not data.root:
-        return 0
-    return len(list_files(Path(str(data.root)).expanduser() / images, IMAGE_ENDINGS)[0])
-
-
-def chosen(cfg: DictConfig) -> str | None:
-    """What the number of photographs has chosen, as a line; None where it chooses nothing."""
-    from omegaconf import OmegaConf
-
-    from wsss.files import flatten
-
-    content = flatten(OmegaConf.to_container(cfg, resolve=False))
-    by_number = re.compile(r"\$\{(by_images|epochs):")
-    keys = [key for key, value in content.items() if by_number.match(str(value))]
-    unread = ("pipeline", *(["refine.irn.max_epochs"] if "irn_train" not in cfg.pipeline else []))
-    told = ", ".join(f"{k}={OmegaConf.select(cfg, k)}" for k in keys if k not in unread)
-    number = photographs(cfg.data)
-    return f"settings for {number} photographs: {told}" if told and number else None
 
 
 def choices_of(group: str) -> list[str]:
@@ -330,7 +290,7 @@ def _job(cfg: object, debug: bool) -> float | None:
         stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
         work = [get_stage(one.rpartition("/")[2]) for one in stages]
         settings = settings_of(cfg, stages)
-        if line := chosen(cfg):
+        if line := by_number.chosen(cfg):
             say(line)
         if is_main_process():
             remove_parts(Path(str(cfg.paths.cache)).expanduser())
@@ -393,8 +353,7 @@ def _register_resolvers() -> None:
 
     OmegaConf.register_new_resolver("settings_path", settings_path, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("by_images", by_images, replace=True)
-    OmegaConf.register_new_resolver("epochs", epochs, replace=True)
+    by_number.register()
 
 
 class Signalled(SystemExit):

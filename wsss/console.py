@@ -35,7 +35,11 @@ def understood(arguments: Sequence[str]) -> list[str]:
         for word in argument.split(","):
             if word.rpartition("/")[2] not in known:
                 close = get_close_matches(word, known, n=1)
-                hint = f"is {close[0]} meant?" if close else "settings are key=value"
+                hint = (
+                    f"is {close[0]} meant?"
+                    if close
+                    else "settings are key=value, in quotes where there are blanks"
+                )
                 raise WsssError(f"{word}: no such stage; {hint} (`help` lists all)")
             stages.append(word)
     if not stages:

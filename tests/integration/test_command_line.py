@@ -122,7 +122,7 @@ def test_results_of_other_settings_are_kept_unless_overwritten(program) -> None:
         (["stage=make_cam", "checkpoint=no.ckpt"], "checkpoint=no.ckpt: no such file"),
         (["stage=train", "trainer=gpu"], "take trainer.accelerator=cpu"),
         (["stage=train", "optimizer.lr=0.1&"], "write it in quotes: \"optimizer.lr='0.1&'\""),
-        (["data.root=My", "Photos"], "Photos: not understood; settings are key=value"),
+        (["data.root=My", "Photos"], "Photos: no such stage; settings are key=value, in quotes"),
         (["stage=train", "optimizer.rate=3", "+optimizer.rate=3"], "optimizer.rate"),
     ],
 )

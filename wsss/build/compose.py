@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsss.build import by_number
 from wsss.errors import WsssError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str | None
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    by_number.register()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
