@@ -104,7 +104,7 @@ def test_changed_names() -> None:
 
 
 def test_bad_input_is_one_line(settings, untrained_network, tmp_path) -> None:
-    with pytest.raises(WsssError, match="give the folder of photographs, input=DIR"):
+    with pytest.raises(WsssError, match="give a folder of photographs or one of them, input=PATH"):
         seg_predict.run(settings(*SMALL))
     with pytest.raises(WsssError, match="stage=seg_predict needs stage=seg_train"):
         seg_predict.run(settings(*SMALL, f"input={tmp_path}"))

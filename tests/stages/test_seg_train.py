@@ -173,7 +173,12 @@ def test_length_by_epochs_or_steps() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_it_with_the_way_out(settings, masks) -> None:
-    s = settings(*SMALL, f"segmentation.masks={masks}", "segmentation.optimizer.lr=1e30")
+    s = settings(
+        *SMALL,
+        f"segmentation.masks={masks}",
+        "segmentation.optimizer.lr=1e30",
+        "segmentation.loss=ce",
+    )
     with pytest.raises(WsssError, match="at step .: lower segmentation.optimizer.lr, take") as told:
         seg_train.run(s)
     assert "\n" not in str(told.value) and "segmentation.loss=balanced" in str(told.value)
