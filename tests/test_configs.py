@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wsss.build import by_number
+from wsss.build.compose import composed as plain_content
 from wsss.build.settings import resolve_settings
 from wsss.cli import (
     CONF,
@@ -81,6 +82,11 @@ def test_an_experiments_keys_are_known_to_what_they_build(name: str) -> None:
 def test_every_choice_of_a_group_fits_the_settings(group: str, name: str) -> None:
     resolve_settings(composed(f"{group}={name}", *GROUPS[group]))
     assert head(CONF / group / f"{name}.yaml")
+
+
+def test_what_goes_by_numbers_is_plain_for_python_and_help_too() -> None:
+    content, _ = plain_content(["experiment=folder_segmentation"])
+    assert content["pipeline"][-1] == "seg_predict" and content["refine"]["masks"] == "crf"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

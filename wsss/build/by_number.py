@@ -23,8 +23,11 @@ def register() -> None:
 
 def by_images(*values: Any, _root_: Any) -> Any:
     """Resolver `by_images`: the value for as many photographs as there are, the last for more."""
+    from omegaconf import OmegaConf
+
     number = photographs(_root_.data)
-    return values[min(sum(number >= limit for limit in SIZES), len(values) - 1)]
+    value = values[min(sum(number >= limit for limit in SIZES), len(values) - 1)]
+    return OmegaConf.create(value) if isinstance(value, list) else value
 
 
 def epochs(steps: int, batch_size: int, *, _root_: Any) -> int:
