@@ -27,7 +27,7 @@ from wsss.evaluation.seeds import seed_labels
 from wsss.files import atomic
 from wsss.maps.files import MAPS, read_class_maps
 from wsss.maps.fuse import enlarge
-from wsss.report.gather import Job, Setting, Stage, is_number
+from wsss.report.gather import ORDER, Job, Setting, Stage, is_number
 from wsss.run.pool import parallel
 from wsss.show.colors import PALETTE, class_color
 
@@ -112,7 +112,9 @@ def shelves(settings: Sequence[Setting], data: str) -> list[Shelf]:
 def steps_of(job: Job) -> list[Step]:
     """The steps of a job that have ended; those of a run inside the run are named after it."""
     found: list[Step] = []
-    ended = {stage.name: stage for stage in job.stages if stage.state == "finished"}
+    # A part comes first: what it makes is read by the run around it.
+    order = sorted(job.stages, key=lambda stage: stage.name.partition("/")[0] in ORDER)
+    ended = {stage.name: stage for stage in order if stage.state == "finished"}
     splits = sum(name.startswith("seg_eval/") for name in ended)
     for name, stage in ended.items():
         part, _, last = name.rpartition("/")
