@@ -122,8 +122,8 @@ class Job:
             for logger in loggers:
                 logger.log_hyperparams(told)
             for run in wandb_runs(loggers):
-                where = run.url or f"no address, offline in {relative(Path(run.dir).parent)}"
-                say(f"{self.stage}: W&B has it at {where}")
+                where = f"offline in {relative(Path(run.dir).parent)}" if run.offline else run.url
+                say(f"{self.stage}: W&B run {where}")
         return loggers
 
     def scores(
