@@ -8,10 +8,10 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimum lint format docs bench clean
+.PHONY: help setup demo test test-slurm minimum lint format docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## set up .venv; does nothing where it is up to date
 	@echo "$(VENV) is ready."
@@ -25,6 +25,9 @@ demo: $(VENV)/.ready ## run all stages on a tiny data set made on the spot; prin
 
 test: $(VENV)/.ready ## run the tests; one file: make test ARGS=tests/test_packaging.py
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=10 -n logical --dist loadfile $(ARGS)
+
+test-slurm: $(VENV)/.ready ## the tests under a Slurm of two nodes that is started for them (root)
+	@OMP_NUM_THREADS=1 tools/slurm_here.sh $(RUN) -m pytest -q --durations=0 tests/slurm $(ARGS)
 
 minimum: $(VENV)/.ready ## the quick tests with the oldest versions that pyproject.toml allows
 	@$(RUN) tools/minimum.py $(ARGS)

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -262,69 +263,144 @@ def settings_of(cfg: DictConfig, names: Sequence[str]) -> dict[str, Settings]:
     return found
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A job as Hydra composed it, for this process or for those that it starts.
+
+    Attributes:
+        cfg: all settings.
+        run: folder of the run.
+        folder: folder of the job; of a single stage that of the stage.
+        log: the job's log file.
+        overrides: what was given on the command line or by the sweeper.
+        number: of the job in its sweep; 0 for a single one.
+        debug: whether errors are shown with their tracebacks.
+    """
+
+    cfg: DictConfig
+    run: Path
+    folder: Path
+    log: Path
+    overrides: tuple[str, ...]
+    number: int
+    debug: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job has ended.
+
+    Attributes:
+        code: exit code; above 128 the signal that ended it.
+        line: why, where the code is not 0.
+        expected: whether that was the user's input rather than a fault of the program.
+        miou: what the last stage answered.
+    """
+
+    code: int = 0
+    line: str = ""
+    expected: bool = True
+    miou: float | None = None
+
+
 def _job(cfg: object, debug: bool) -> float | None:
     """One composed job: its stage, or all of them."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig, open_dict
 
-    from wsss.files import remove_parts
-    from wsss.run import failures
-    from wsss.run.logs import finish_wandb
-    from wsss.run.process import is_main_process, say, wait_for_all
-    from wsss.stages import get_stage
+    from wsss.run.signals import Signalled
 
     assert isinstance(cfg, DictConfig)
-    if not debug:
-        _quiet()  # once more: the processes of a parallel launcher begin here
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     run = folder.parents[str(cfg.stage).count("/")]
     with open_dict(cfg):
         cfg.paths.run = str(run)
         cfg.run_name = str(cfg.run_name)
-    code, name = 1, str(cfg.stage)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    log = folder / f"{hydra.job.name}.log"
+    number, given = hydra.job.num if sweep else 0, tuple(hydra.overrides.task)
+    ended = _work(Composed(cfg, run, folder, log, given, number, debug))
+    if ended.code > 128:
+        raise Signalled(ended.code)
+    if ended.code:
+        fail(ended.line)
+        if not sweep or (debug and not ended.expected):
+            sys.exit(1)  # no `raise`: Hydra would go through a sweep's other jobs first
+    return ended.miou  # the other jobs of a sweep go on; main() tells of a failed one at the end
+
+
+def _work(job: Composed) -> Ended:
+    """Do a job, together with the processes that do it, too."""
+    from wsss.build.plan import check_batches
+    from wsss.files import remove_parts
+    from wsss.run import failures, launch, signals
+    from wsss.run.group import group_of, lead, wait_for_all
+    from wsss.run.logs import finish_wandb
+    from wsss.run.process import is_main_process, place, say
+    from wsss.stages import get_stage
+
+    if not job.debug:
+        _quiet()  # once more: the processes of a parallel launcher begin here
+    cfg, code, name, group = job.cfg, 1, str(job.cfg.stage), None
     if is_main_process():
-        failures.forget(folder)
+        failures.forget(job.folder)
     try:
-        stages = [str(one) for one in cfg.pipeline] if cfg.stage == "all" else [name]
+        stages = [str(one) for one in cfg.pipeline] if name == "all" else [name]
         work = [get_stage(one.rpartition("/")[2]) for one in stages]
         settings = settings_of(cfg, stages)
         if line := by_number.chosen(cfg):
             say(line)
-        if is_main_process():
-            remove_parts(Path(str(cfg.paths.cache)).expanduser())
+        trainer, where = settings[stages[0]].trainer, place()
+        count = where.world if where.launcher else launch.processes_of(trainer)
+        if not where.launcher and count > 1:
+            launch.check_place(where, trainer)
+            check_batches(settings, count)
+            return launch.launch(count, _work_as_one_of_several, job)
         miou = None
-        for number, (name, stage) in enumerate(zip(stages, work, strict=True), 1):
-            if len(work) > 1:
-                say(f"[{number}/{len(work)}] {name}")
+        with group_of(f"job {job.number}", launch.uses_gpu(trainer)) as group:
+            launch.check_place(where, trainer)
+            lead(lambda: check_batches(settings, count))
             if is_main_process():
-                failures.forget(run / name)
-            miou = stage(settings[name]).miou
-            finish_wandb(0)  # the next stage has a run of its own
-            wait_for_all()  # the next stage reads what the main process has just written
+                remove_parts(Path(str(cfg.paths.cache)).expanduser())
+            for number, (name, stage) in enumerate(zip(stages, work, strict=True), 1):
+                if len(work) > 1:
+                    say(f"[{number}/{len(work)}] {name}")
+                if is_main_process():
+                    failures.forget(job.run / name)
+                miou = stage(settings[name]).miou
+                finish_wandb(0)  # the next stage has a run of its own
+                wait_for_all()  # the next stage reads what the main process has just written
         code = 0
-        return miou
-    except Exception as error:
-        if (signalled := _signal_behind(error)) is not None:
-            raise signalled from None
-        if is_main_process():
-            log = folder / f"{hydra.job.name}.log"
-            given = tuple(hydra.overrides.task)
-            number = hydra.job.num if hydra.mode == RunMode.MULTIRUN else 0
-            failures.note(
-                run / name,
-                failures.Failure(number, name, given, one_line(error), str(log)),
-            )
-        expected = _is_users(error)
-        if debug or not expected:
-            traceback.print_exc()
-        fail(one_line(error))
-        if hydra.mode == RunMode.RUN or (debug and not expected):
-            sys.exit(1)  # no `raise`: Hydra would go through a sweep's other jobs first
-        return None  # the other jobs of a sweep go on; main() tells of this one at the end
+        return Ended(miou=miou)
+    except (Exception, signals.Signalled) as error:
+        signalled, expected = signals.behind(error), _is_users(error)
+        line, code = one_line(error), 1
+        if signalled is not None:
+            line, code = signalled.line, int(str(signalled.code))
+        if group is not None:
+            end = group.fail(line, code, error)
+            # Another process's, which tells of it.
+            expected = expected or group.lost is not None or end.line != line
+            line, code = end.line, end.code
+        if code < 128:
+            told = failures.Failure(job.number, name, job.overrides, line, str(job.log))
+            failures.note(job.run / name, told, is_main_process())
+            if job.debug or not expected:
+                traceback.print_exc()
+        return Ended(code, line, expected)
     finally:
         finish_wandb(code)
+
+
+def _work_as_one_of_several(job: Composed) -> Ended:
+    """`_work` in a process that was started for it."""
+    from wsss.run import signals
+
+    signals.listen()
+    _register_resolvers()
+    return _work(job)
 
 
 def compose_for_doctor(overrides: list[str]) -> Settings:
@@ -356,29 +432,6 @@ def _register_resolvers() -> None:
     by_number.register()
 
 
-class Signalled(SystemExit):
-    """SIGINT or SIGTERM has come. (A KeyboardInterrupt Lightning ends with code 1, mute.)"""
-
-
-def _signal_behind(error: BaseException | None) -> Signalled | None:
-    """The signal that an error came after: the loader's processes had it too and are gone first."""
-    while error is not None and not isinstance(error, Signalled):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _on_signal(number: int, frame: object) -> None:
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)  # once is enough; what is open is being closed
-    raise Signalled(128 + number)
-
-
-def _listen() -> None:
-    """Have SIGINT and SIGTERM end the program with a line and 128 + their number."""
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
-
-
 # What a disk or its rights can do to any write.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -394,12 +447,16 @@ def _disk_line(error: OSError) -> str:
 
 def _guarded(work: Callable[[], object], debug: bool) -> int:
     """Exit code of `work`, its errors told."""
-    _listen()
+    from wsss.run import signals
+    from wsss.run.process import is_main_process
+
+    signals.listen()
     try:
         work()
-    except Signalled as error:
-        word = "stopped" if error.code == 128 + signal.SIGINT else "terminated"
-        fail(f"{word}; the same command goes on where it was")
+    except signals.Signalled as error:
+        fail(error.line)
+        if error.code == 128 + signal.SIGUSR1 and is_main_process():
+            signals.requeue()
         return int(str(error.code))
     except Exception as error:
         if debug or not _is_users(error):
@@ -413,12 +470,23 @@ def _run_jobs(debug: bool) -> None:
     """Hand the command line to Hydra, which calls `_job` once or, in a sweep, often."""
     import hydra
 
+    from wsss.run.process import is_main_process
+
     _register_resolvers()
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: object) -> float | None:
         return _job(cfg, debug)
 
+    if not is_main_process():  # of several processes one writes Hydra's notes and log
+        # Beside the other overrides: argparse wants them in one place.
+        first = [n for n, a in enumerate(sys.argv[1:], 1) if "=" in a and not a.startswith("-")]
+        place = first[0] if first else len(sys.argv)
+        sys.argv[place:place] = [
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ]
     job()
 
 
@@ -452,6 +520,7 @@ def main() -> None:
     debug = any(argument.startswith("debug=") for argument in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     if not debug:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a torn connection is told by us
         _quiet()
     if DOCTOR & set(arguments):
         from wsss.build.doctor import examine  # needs nothing that may be missing

@@ -55,19 +55,24 @@ def test_a_prediction_ends_with_the_image_at_which_it_is_told_to(
 
 def test_what_the_settings_say_is_what_lightning_gets(tmp_path: Path) -> None:
     s = compose_for_doctor(
-        [*CPU, "trainer.log_every_n_steps=3", "trainer.deterministic=warn", "trainer.devices=2"]
+        [*CPU, "trainer.log_every_n_steps=3", "trainer.deterministic=warn", "trainer.strategy=ddp"]
     )
 
     class Mine(Callback):
         pass
 
     trainer = build_trainer(s, tmp_path, [Mine()], max_epochs=4, gradient_clip_val=0.5)
-    assert (trainer.log_every_n_steps, trainer.num_devices) == (3, 2)
+    assert (trainer.log_every_n_steps, trainer.num_devices) == (3, 1)
     assert (trainer.max_epochs, trainer.gradient_clip_val) == (4, 0.5)
     assert torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     assert any(isinstance(c, Mine) for c in trainer.callbacks)
     assert trainer.checkpoint_callback is None and trainer.precision == "32-true"
+
+
+def test_a_single_process_does_not_pass_for_several(tmp_path: Path) -> None:
+    with pytest.raises(WsssError, match=r"trainer\.devices=2: this is a single process"):
+        build_trainer(compose_for_doctor([*CPU, "trainer.devices=2"]), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", ["trainer.strategy=abacus", "trainer.accelerator=mps"])

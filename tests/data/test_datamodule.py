@@ -26,7 +26,7 @@ from wsss.data.masks import write_mask
 from wsss.data.transforms import Crop, LongSide, Pyramid
 from wsss.data.voc import VOC
 from wsss.errors import WsssError
-from wsss.run.callbacks import SeedEpochs
+from wsss.run.callbacks import SeedBatches
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -273,7 +273,7 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
     voc_root: Path, tmp_path: Path, workers: int, module_type: type[Recorder]
 ) -> None:
     whole = Recorder()
-    trainer(tmp_path / "whole", 3, callbacks=[SeedEpochs(0)]).fit(
+    trainer(tmp_path / "whole", 3, callbacks=[SeedBatches(0)]).fit(
         whole, datamodule=module(voc_root, num_workers=workers)
     )
     assert [epoch for epoch, _, _ in whole.seen] == [0, 0, 1, 1, 2, 2]
@@ -282,12 +282,12 @@ def test_resumed_training_sees_what_an_uninterrupted_one_sees(
         tmp_path / "kept", filename="epoch0", every_n_epochs=1, save_on_train_epoch_end=True
     )
     part = Recorder()
-    trainer(tmp_path, 1, callbacks=[SeedEpochs(0), checkpoint]).fit(
+    trainer(tmp_path, 1, callbacks=[SeedBatches(0), checkpoint]).fit(
         part, datamodule=module(voc_root)
     )
     assert part.seen == whole.seen[:2]
     rest = module_type()
-    trainer(tmp_path / "rest", 3, callbacks=[SeedEpochs(0)]).fit(
+    trainer(tmp_path / "rest", 3, callbacks=[SeedBatches(0)]).fit(
         rest,
         datamodule=module(voc_root, num_workers=workers),
         ckpt_path=tmp_path / "kept" / "epoch0.ckpt",
@@ -501,3 +501,15 @@ def test_real_photographs(voc2007_mini: Path) -> None:
     inside = batch["image"].permute(1, 0, 2, 3)[:, batch["valid"] == 1]
     assert inside.mean().abs() < 0.5 and 0.7 < inside.std() < 1.4
     assert len(data.predict_dataloader()) == 110
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_an_epoch_that_was_left_goes_on_with_its_next_batch(world: int) -> None:
+    for rank in range(world):
+        given = {"length": 19, "global_batch": 4, "seed": 5, "rank": rank, "world": world}
+        whole, rest = EpochSampler(**given, epoch=2), EpochSampler(**given, epoch=2, done=8)
+        assert list(rest) == list(whole)[8 // world :]
+        assert len(rest) == len(whole)  # Lightning counts the batches of before
+        for sampler in (whole, rest):
+            sampler.set_epoch(3)
+        assert list(rest) == list(whole)

@@ -24,7 +24,7 @@ from wsss.run.callbacks import (
     FiniteLoss,
     LearningRates,
     PredictionProgress,
-    SeedEpochs,
+    SeedBatches,
     log_epoch,
     log_losses,
 )
@@ -164,17 +164,17 @@ def test_on_a_gpu_the_first_bad_step_and_its_terms_are_remembered_until_the_next
 
 def test_everything_random_in_an_epoch_comes_from_seed_and_epoch(tmp_path: Path) -> None:
     straight = Terms()
-    run(straight, tmp_path / "a", [SeedEpochs(3)])
+    run(straight, tmp_path / "a", [SeedBatches(3)])
     first = Terms()
-    run(first, tmp_path / "b", [SeedEpochs(3), EpochCheckpoint(tmp_path / "b")], epochs=1)
+    run(first, tmp_path / "b", [SeedBatches(3), EpochCheckpoint(tmp_path / "b")], epochs=1)
     torch.manual_seed(99)
     rest = Terms()
-    run(rest, tmp_path / "c", [SeedEpochs(3)], resume=tmp_path / "b" / CHECKPOINT)
+    run(rest, tmp_path / "c", [SeedBatches(3)], resume=tmp_path / "b" / CHECKPOINT)
     assert straight.drawn == first.drawn + rest.drawn and len(rest.drawn) == 2 * STEPS
     assert torch.equal(straight.weight, rest.weight)
     assert len(set(straight.drawn)) == len(straight.drawn)
     other = Terms()
-    run(other, tmp_path / "d", [SeedEpochs(4)])
+    run(other, tmp_path / "d", [SeedBatches(4)])
     assert not set(other.drawn) & set(straight.drawn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from wsss.hosts.base import Host
 from wsss.run.compute import choose_memory_format, choose_precision
 from wsss.run.fingerprint import Fingerprints, joint
 from wsss.run.folder import MANIFEST, require
+from wsss.run.group import led
 from wsss.segmentation.settings import ON_BACKBONE
 
 INDEX = "fingerprints.json"
 
 
-def fingerprints(s: Settings) -> Fingerprints:
-    """Hashes of files, with the index of this cache."""
-    return Fingerprints(Path(s.paths.cache).expanduser() / INDEX)
+@led
+def fingerprints(s: Settings, paths: Sequence[Path], what: str = "files") -> list[str]:
+    """Hashes of files, by the index of this cache; of several processes only main reads them."""
+    return Fingerprints(Path(s.paths.cache).expanduser() / INDEX).of(paths, what)
 
 
 def images_of(s: Settings, image_set: ImageSet, split: str, labels: bool = True) -> dict[str, str]:
@@ -33,7 +36,7 @@ def images_of(s: Settings, image_set: ImageSet, split: str, labels: bool = True)
     image_set.check(split)
     names = image_set.names(split)
     paths = [image_set.image_path(name) for name in names]
-    parts = [*image_set.classes, *names, *fingerprints(s).of(paths, f"the images of {split}")]
+    parts = [*image_set.classes, *names, *fingerprints(s, paths, f"the images of {split}")]
     if labels:
         parts.append(labels_of(image_set, split, names).tobytes().hex())
     return {f"images of {split}": joint(parts)}
@@ -48,7 +51,7 @@ def masks_of(s: Settings, image_set: ImageSet, split: str) -> dict[str, str]:
     paths = [path for name in names if (path := image_set.mask_path(name)) is not None]
     if not paths:
         return {}
-    hashes = fingerprints(s).of(paths, f"the masks of {split}")
+    hashes = fingerprints(s, paths, f"the masks of {split}")
     return {f"masks of {split}": joint([*names, *hashes])}
 
 
@@ -99,13 +102,13 @@ def given_keys(host: type[Host]) -> list[str]:
 
 def files_of(s: Settings, what: str, folder: Path, names: list[str], suffix: str) -> dict[str, str]:
     """Files NAME + suffix of a folder as an input of a stage."""
-    hashes = fingerprints(s).of([folder / f"{name}{suffix}" for name in names], what)
+    hashes = fingerprints(s, [folder / f"{name}{suffix}" for name in names], what)
     return {what: joint([*names, *hashes])}
 
 
 def file_hash(s: Settings, path: str | Path) -> str:
     """Hash of one file's content; `-` where it is not there."""
-    return fingerprints(s).of([Path(path).expanduser()])[0]
+    return fingerprints(s, [Path(path).expanduser()])[0]
 
 
 def training_identity(s: Settings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from pytorch_lightning.loggers import Logger
 from wsss.build.settings import Settings, plain
 from wsss.build.sources import other_folders, taken
 from wsss.data.base import ImageSet, missing_files
+from wsss.errors import WsssError
 from wsss.evaluation.per_image import CONFUSIONS, write_confusions
 from wsss.evaluation.scoring import Score, tally
 from wsss.files import flatten, write_json
 from wsss.run.folder import StageFolder, revision
+from wsss.run.group import lead
 from wsss.run.pool import each
-from wsss.run.process import is_main_process, relative, say, wait_for_all
+from wsss.run.process import is_main_process, rank, relative, say
 from wsss.run.progress import duration
 from wsss.show.dashboard import show_facts, show_scores, wandb_runs
 from wsss.show.sheets import Drawing, draw_sheet
@@ -34,7 +37,7 @@ class Result:
 
     Attributes:
         stage: its name.
-        manifest: what it wrote when it ended; empty on processes that do not write.
+        manifest: what it wrote when it ended.
     """
 
     stage: str
@@ -84,18 +87,23 @@ class Job:
         path = s.folder(stage) / part if part else s.folder(stage)
         self.folder = StageFolder(path, stage, dict(identity), dict(inputs or {}))
         self.path, self.main = path, is_main_process()
-        if not self.main:
-            wait_for_all()  # for the main process, which makes the folder what the others see
         others = other_folders(s, stage)
-        self.folder.open(s.overwrite, self.main, lambda: missing_files(needs(path)), others)
-        if self.main:
-            wait_for_all()
-        self.finished = self.folder.finished
-        if self.folder.taken:
-            say(taken(stage, self.folder.taken))
+
+        def opened() -> tuple[bool, bool, Path | None, str]:
+            folder = self.folder.open(s.overwrite, lambda: missing_files(needs(path)), others)
+            return folder.finished, folder.resumed, folder.taken, folder.hash
+
+        self.finished, resumed, taken_from, mains = lead(opened)
+        if mains != self.hash:
+            raise WsssError(
+                f"{stage}: process {rank()} on {platform.node()} reads other data or settings than "
+                "the main one; give all machines the same files and the same command"
+            )
+        if taken_from:
+            say(taken(stage, taken_from))
         elif self.finished:
             say(f"{stage}: finished before in {relative(path)} (overwrite=true redoes it)")
-        elif self.folder.resumed:
+        elif resumed:
             say(f"{stage}: goes on in {relative(path)}")
         self.start = time.monotonic()
 
@@ -140,7 +148,7 @@ class Job:
             scores: what counts the pixels of an image, by row.
             names: the images.
             main: the row that the stage is about.
-            workers: number of processes; -1: one per core.
+            workers: worker processes; -1: one per core.
             facts: what else is to be known of the scores.
 
         Returns:
@@ -181,14 +189,16 @@ class Job:
             made: where it lies.
             facts: for the manifest.
         """
-        if not self.main:
-            return Result(self.stage)
         seconds = self.seconds
-        self.folder.close(**facts, seconds=seconds)
-        told = text.replace("{time}", duration(seconds))
-        say(f"{self.stage}: {told} -> {relative(made)}")
+
+        def closed() -> None:
+            self.folder.close(**facts, seconds=seconds)
+            told = text.replace("{time}", duration(seconds))
+            say(f"{self.stage}: {told} -> {relative(made)}")
+
+        lead(closed)
         return self.result()
 
     def result(self) -> Result:
         """What was made, now or before."""
-        return Result(self.stage, self.folder.manifest if self.main else {})
+        return lead(lambda: Result(self.stage, self.folder.manifest))

@@ -17,6 +17,7 @@ from wsss.data.datamodule import WholeSet
 from wsss.data.transforms import Pyramid
 from wsss.evaluation.scoring import MASKS, MaskScore, Score, SeedScore, scored_names
 from wsss.maps.files import MapSource
+from wsss.run.group import led
 from wsss.show.sheets import Drawing, mask_column, truth_column
 
 # Makes the module that writes `MASKS/NAME.png` below a folder, and the inputs it wants, of
@@ -56,21 +57,24 @@ def make_pseudo_masks(
     if missing:
         maker, inputs = make(folder / weights, source, job.path)
         predict(job, maker, WholeSet(image_set, missing, inputs))
-    if not job.main:
-        return job.result()
-    scored = scored_names(image_set, s.data.eval_split, names)
-    facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
-    shown = {**columns(job.path), "pseudo mask": mask_column(masks, image_set.num_classes)}
-    text = ""
-    if scored:
-        scores: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
-        scores[stage] = MaskScore(image_set, masks)
-        about = {"split": s.data.eval_split, "image_labels_known": True}
-        rows = job.scores(scores, scored, stage, s.refine.workers, **about)
-        facts["miou"] = rows[stage]["miou"]
-        told = ", ".join(f"{row} {one['miou']:.2f}" for row, one in rows.items())
-        text = f"mIoU {told} on {len(scored)} images of {s.data.eval_split}; "
-        shown["truth"] = truth_column(image_set)
-    job.sheet(image_set, scored or names, s.refine.pictures, shown)
-    facts["class_names"] = list(image_set.classes)
-    return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)
+
+    @led
+    def finish() -> Result:
+        scored = scored_names(image_set, s.data.eval_split, names)
+        facts: dict[str, Any] = {"images": len(names), "kind": source.kind}
+        shown = {**columns(job.path), "pseudo mask": mask_column(masks, image_set.num_classes)}
+        text = ""
+        if scored:
+            scores: dict[str, Score] = {"seed": SeedScore(image_set, source, s.eval_cam.background)}
+            scores[stage] = MaskScore(image_set, masks)
+            about = {"split": s.data.eval_split, "image_labels_known": True}
+            rows = job.scores(scores, scored, stage, s.refine.workers, **about)
+            facts["miou"] = rows[stage]["miou"]
+            told = ", ".join(f"{row} {one['miou']:.2f}" for row, one in rows.items())
+            text = f"mIoU {told} on {len(scored)} images of {s.data.eval_split}; "
+            shown["truth"] = truth_column(image_set)
+        job.sheet(image_set, scored or names, s.refine.pictures, shown)
+        facts["class_names"] = list(image_set.classes)
+        return job.close(f"{text}{len(names)} images in {{time}}", masks, **facts)
+
+    return finish()

@@ -29,7 +29,8 @@ from wsss.files import read_json
 from wsss.maps.files import MAPS, MapSource
 from wsss.run.callbacks import CHECKPOINT
 from wsss.run.folder import MANIFEST, StageFolder, check_classes, ended_as, require
-from wsss.run.process import is_main_process, relative, say
+from wsss.run.group import led
+from wsss.run.process import relative, say
 
 # Settings that act on a result, and hashes of what is read for it, by name.
 Identity = tuple[dict[str, Any], dict[str, str]]
@@ -61,22 +62,26 @@ def find_stage(
     Raises:
         WsssError: it has not ended in any of them, or knew other classes.
     """
-    folder = s.folder(stage)
-    here = (folder / MANIFEST).is_file()
-    others = [] if here else [one for one in other_folders(s, stage) if ended_as(one)]
-    if others:
-        try:
-            folder = _same(s, stage, others) or folder
-        except WsssError:  # what it would be made of is not there, so neither is it
-            pass
+
+    @led
+    def found() -> tuple[Path, list[Path]]:
+        folder = s.folder(stage)
+        here = (folder / MANIFEST).is_file()
+        others = [] if here else [one for one in other_folders(s, stage) if ended_as(one)]
+        if others:
+            try:
+                folder = _same(s, stage, others) or folder
+            except WsssError:  # what it would be made of is not there, so neither is it
+                pass
+        return folder, others
+
+    folder, others = found()
     return folder, require(folder, stage, wanted_by, classes, _instead(stage, others))
 
 
 def _same(s: Settings, stage: str, others: list[Path]) -> Path | None:
     """The first of some folders that holds what this run would make."""
     wanted = StageFolder(s.folder(stage), stage, *IDENTITIES[stage](s, build_image_set(s)))
-    if not is_main_process():
-        return next((one for one in others if ended_as(one) == wanted.hash), None)
     found = wanted.take(others)
     if found:
         say(taken(stage, found))

@@ -22,10 +22,13 @@ from wsss.run.callbacks import (
     CHECKPOINT,
     AtomicCheckpoints,
     FiniteLoss,
+    OwnSignals,
     PredictionProgress,
-    SeedEpochs,
+    SeedBatches,
 )
 from wsss.run.compute import choose_precision
+from wsss.run.group import led
+from wsss.run.launch import Started, processes_of
 from wsss.run.logs import join_metrics, keep_metrics
 from wsss.run.process import say
 from wsss.run.reduce import GlobalBatchNorm
@@ -48,6 +51,19 @@ def build_trainer(
     options = {**plain(s.trainer), **overrides}
     options.pop("memory_format")
     options["precision"] = choose_precision(str(options["precision"]), options["accelerator"])
+    started = Started()
+    where = started.place
+    if where.world == 1 and processes_of(s.trainer) > 1:
+        raise WsssError(
+            f"trainer.devices={s.trainer.devices}: this is a single process; run.py starts the "
+            "others, or start them by torchrun"
+        )
+    # What was started counts; a list says which devices these are.
+    options["num_nodes"] = where.nodes
+    if not isinstance(options["devices"], list):
+        options["devices"] = where.local_world
+    if options["strategy"] in ("auto", "ddp"):
+        options["strategy"] = "ddp" if where.world > 1 else "auto"
     if options["strategy"] == "ddp":
         # Every process computes the same statistics and keeps the same bank: no buffer needs
         # sending. What has no part in a loss is frozen: nothing needs searching for.
@@ -56,12 +72,12 @@ def build_trainer(
         return pl.Trainer(
             **options,
             default_root_dir=folder,
-            callbacks=list(callbacks),
+            callbacks=[OwnSignals(), *callbacks],
             logger=list(loggers) or False,
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plugins=[AtomicCheckpoints(), GlobalBatchNorm()],
+            plugins=[AtomicCheckpoints(), GlobalBatchNorm(), started],
             enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         )
     except (pl.utilities.exceptions.MisconfigurationException, TypeError, ValueError) as error:
@@ -134,15 +150,19 @@ def fit(
         if album is not None or not c.takes("album")
     ]
     checkpoint = path / CHECKPOINT
-    resume = checkpoint if checkpoint.is_file() else None
-    resumed_at = 0
-    if resume:
-        resumed_at = read_step(resume)
+
+    @led
+    def to_resume() -> Path | None:
+        if not checkpoint.is_file():
+            if greeting:
+                say(f"{job.stage}: {greeting}")
+            return None
+        resumed_at = read_step(checkpoint)
         say(f"{job.stage}: resumes at step {resumed_at}")
-        if job.main:
-            keep_metrics(path, resumed_at)
-    elif greeting:
-        say(f"{job.stage}: {greeting}")
+        keep_metrics(path, resumed_at)
+        return checkpoint
+
+    resume = to_resume()
     # Only now, as the loggers begin a new metrics.csv. Without any the rate has nowhere to go.
     if not job.loggers:
         own = [one for one in own if not isinstance(one, LearningRateMonitor)]
@@ -151,7 +171,7 @@ def fit(
     engine = build_trainer(
         s,
         path,
-        [SeedEpochs(s.seed), FiniteLoss(rate), *own],
+        [SeedBatches(s.seed), FiniteLoss(rate), *own],
         job.loggers,
         log_every_n_steps=every,
         **trainer,
@@ -194,6 +214,8 @@ def predict(
 ) -> None:
     """Run a module over whole pictures, each process its share; it writes what it makes itself.
 
+    A process ends with its own share; `lead` waits for all.
+
     Args:
         job: the stage.
         module: its `predict_step` takes one sample.
@@ -210,10 +232,13 @@ def predict(
         before(engine.strategy.root_device)
     data = EpochData(whole=whole, num_workers=s.data.num_workers)
     engine.predict(module, datamodule=data, return_predictions=False)
-    engine.strategy.barrier(job.stage)  # all files are there before a manifest says so
 
 
+@led
 def still_missing(names: Sequence[str], *folders: tuple[Path, str]) -> list[str]:
-    """Names that lack a file in any of some folders, given with its suffix; in their order."""
+    """Names that lack a file in any of some folders, given with its suffix; in their order.
+
+    As main sees it, for all: the shares of several processes come of one list.
+    """
     lacking = {name for folder, end in folders for name in missing_files_of(folder, names, end)}
     return [name for name in names if name in lacking]

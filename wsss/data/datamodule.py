@@ -18,6 +18,7 @@ from wsss.data.photographs import load_image
 from wsss.data.transforms import TakeCrop
 from wsss.errors import WsssError
 from wsss.run.pool import cores
+from wsss.run.signals import outlive
 
 Sample = dict[str, Any]
 ReadMaps = Callable[[str], np.ndarray]  # (N, h, w) float32 class maps of an image
@@ -213,10 +214,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch: int = 0,
         rank: int = 0,
         world: int = 1,
+        done: int = 0,
     ) -> None:
-        """See the class; `length` is the number of images, `epoch` the one to begin with."""
+        """See the class.
+
+        `length` is the number of images, `epoch` the one to begin with, and `done` how many images
+        of it have been trained on before, over all processes.
+        """
         self.length, self.global_batch, self.seed = length, global_batch, seed
         self.epoch, self.rank, self.world = epoch, rank, world
+        self.begun, self.done = epoch, done
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch; it holds for iterators begun afterwards."""
@@ -228,8 +235,36 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
         order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-        used = order[: len(self) * self.world]
+        used = order[self.done * (epoch == self.begun) : len(self) * self.world]
         return ((epoch, int(index)) for index in used[self.rank :: self.world])
+
+
+def check_batch(key: str, batch_size: int, accumulate: int, images: int, world: int = 1) -> None:
+    """Check that batches can be filled, and split over the processes.
+
+    Args:
+        key: the setting that holds the batch size.
+        batch_size: images of one forward pass over all processes together.
+        accumulate: forward passes of one optimizer step.
+        images: to train on.
+        world: number of processes.
+
+    Raises:
+        WsssError: they can't.
+    """
+    if images < batch_size * accumulate:
+        times = f" x {accumulate} accumulated" if accumulate > 1 else ""
+        raise WsssError(
+            f"{key}={batch_size}{times} is more than the {images} images to train on: not one step "
+            "can be filled"
+        )
+    if batch_size % world:
+        below, above = batch_size // world * world, -(-batch_size // world) * world
+        raise WsssError(
+            f"{key}={batch_size} is the global batch and must be divisible by the {world} "
+            f"processes: take {f'{below} or ' if below else ''}{above}, or another number of "
+            "processes"
+        )
 
 
 class EpochData(pl.LightningDataModule):
@@ -262,13 +297,9 @@ class EpochData(pl.LightningDataModule):
         self.train_set, self.whole = train, whole
         self.batch_size, self.accumulate, self.key = batch_size, accumulate, key
         self.num_workers = loader_workers() if num_workers < 0 else num_workers
-        self.resumed_epoch = 0
-        if train is not None and len(train) < batch_size * accumulate:
-            times = f" x {accumulate} accumulated" if accumulate > 1 else ""
-            raise WsssError(
-                f"{key}={batch_size}{times} is more than the {len(train)} images to train on: not "
-                "one step can be filled"
-            )
+        self.resumed_epoch = self.resumed_batch = 0
+        if train is not None:
+            check_batch(key, batch_size, accumulate, len(train))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -284,11 +315,7 @@ class EpochData(pl.LightningDataModule):
         """
         assert self.train_set is not None
         rank, world = self._rank_and_world()
-        if self.batch_size % world:
-            raise WsssError(
-                f"{self.key}={self.batch_size} is the global batch and must be divisible by the "
-                f"{world} processes"
-            )
+        check_batch(self.key, self.batch_size, self.accumulate, len(self.train_set), world)
         sampler = EpochSampler(
             len(self.train_set),
             self.batch_size * self.accumulate,
@@ -296,6 +323,7 @@ class EpochData(pl.LightningDataModule):
             self._first_epoch(),
             rank,
             world,
+            self.resumed_batch * self.batch_size,
         )
         return DataLoader(
             self.train_set,
@@ -308,6 +336,7 @@ class EpochData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive,
         )
 
     def predict_dataloader(self) -> DataLoader:
@@ -334,13 +363,23 @@ class EpochData(pl.LightningDataModule):
             return 0
         return self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
+    def _batches_done(self) -> int:
+        """Batches of the present epoch that have been trained on; 0 between two epochs."""
+        if self.trainer is None:
+            return 0
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if epochs.processed == epochs.started:
+            return 0
+        return loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps of it: the epoch that a training goes on with."""
-        return {"epoch": self._epochs_done()}
+        """What a checkpoint keeps of it: the epoch and the batch that a training goes on with."""
+        return {"epoch": self._epochs_done(), "batch": self._batches_done()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take in what a checkpoint kept."""
-        self.resumed_epoch = state["epoch"]
+        self.resumed_epoch, self.resumed_batch = state["epoch"], state.get("batch", 0)
 
 
 def single_sample(samples: list[Sample]) -> Sample:

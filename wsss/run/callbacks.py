@@ -17,7 +17,9 @@ from torch import Tensor
 
 from wsss.errors import WsssError
 from wsss.files import atomic
+from wsss.run import signals
 from wsss.run.compute import at_least_float32
+from wsss.run.group import current
 from wsss.run.progress import Lines, bar, track
 
 CHECKPOINT = "last.ckpt"
@@ -67,8 +69,9 @@ def log_epoch(trainer: pl.Trainer, values: Mapping[str, Any]) -> None:
 class EpochCheckpoint(ModelCheckpoint):
     """`last.ckpt` in the stage's folder after each epoch, from which a killed training goes on.
 
-    Everything random in an epoch is drawn from seed and epoch, so that a training resumed from
-    it ends with the weights of an uninterrupted one.
+    And after the step at which it is asked to end (SIGTERM, SIGUSR1). Everything random is drawn
+    from seed, epoch and batch, so that a training resumed from it ends with the weights of an
+    uninterrupted one.
 
     Args:
         folder: the stage's folder.
@@ -83,12 +86,54 @@ class EpochCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self.asked = 0  # the signal that one of the processes was asked to end with
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """From here to the end of the epoch a signal waits for the end of a step."""
+        self._stop(trainer)
+        signals.save_first(True)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save after a step, if one of the processes was asked to end; its log is written yet."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not progress.is_last_batch:
+            return
+        group = current()
+        self.asked = signals.asked() if group is None else group.greatest(signals.asked())
+        if self.asked and not progress.is_last_batch:
+            # Weights that are no numbers may not have been noticed yet.
+            if all(bool(torch.isfinite(p).all()) for p in pl_module.parameters()):
+                trainer.save_checkpoint(Path(str(self.dirpath)) / CHECKPOINT)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """End what was asked to end.
+
+        Raises:
+            Signalled: it was.
+        """
+        if self.asked:
+            signals.save_first(False)
+            for logger in trainer.loggers:
+                logger.save()
+            raise signals.Signalled(128 + self.asked)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have the logs on disk before the checkpoint: what it goes on after is not made again."""
+        signals.save_first(False)
         for logger in trainer.loggers:
             logger.save()
         super().on_train_epoch_end(trainer, pl_module)
+        self._stop(trainer)
 
 
 def seed_of(*key: int) -> int:
@@ -111,8 +156,23 @@ class AtomicCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-class SeedEpochs(Callback):
-    """Seeds the global generators from (seed, epoch) before each epoch's first batch.
+class OwnSignals(Callback):
+    """Takes the signals back from Lightning, which would send word of them between the processes.
+
+    In the midst of what these exchange, that is, and so have them wait for one another.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just taken them."""
+        signals.listen_again()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just taken them."""
+        signals.listen_again()
+
+
+class SeedBatches(Callback):
+    """Seeds the global generators from (seed, epoch, batch) before each batch.
 
     So that dropout and the like do not depend on whether the training was interrupted.
     """
@@ -123,14 +183,9 @@ class SeedEpochs(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed Python, NumPy and PyTorch; each process differently.
-
-        Not at the epoch's start: the loader draws a number after it in every epoch but the one that
-        a training begins, or goes on, with.
-        """
-        if batch_idx == 0:
-            key = (self.seed, trainer.current_epoch, trainer.global_rank)
-            pl.seed_everything(seed_of(*key), verbose=False)
+        """Seed Python, NumPy and PyTorch; each process differently."""
+        key = (self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        pl.seed_everything(seed_of(*key), verbose=False)
 
 
 class LearningRates(LearningRateMonitor):

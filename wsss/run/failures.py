@@ -50,7 +50,7 @@ class Failure:
         return [f"#{self.number} {called}", f"  {self.reason}", f"  log: {log}"]
 
 
-def note(folder: Path, failure: Failure) -> None:
+def note(folder: Path, failure: Failure, main: bool = True) -> None:
     """Tell the sweep of a failure, leave `failed.json` in the stage's folder, log the traceback.
 
     To be called while the exception is handled.
@@ -58,6 +58,8 @@ def note(folder: Path, failure: Failure) -> None:
     Args:
         folder: the stage's folder.
         failure: what to note.
+        main: whether this process is the one of several that writes; the others tell their own
+            sweep, which is the same one.
 
     Raises:
         OSError: the sweep can't be told; to go on would end it as if nothing had happened.
@@ -65,6 +67,8 @@ def note(folder: Path, failure: Failure) -> None:
     notices = os.environ.get(NOTICES)
     if notices:
         write_json(Path(notices) / f"{failure.number}.json", asdict(failure))
+    if not main:
+        return
     try:
         write_json(folder / FAILED, asdict(failure))
         with open(failure.log, "a", encoding="utf-8") as log:

@@ -82,7 +82,6 @@ class StageFolder:
     def open(
         self,
         overwrite: bool = False,
-        main: bool = True,
         lacking: Callable[[], Sequence[object]] = tuple,
         others: Sequence[Path] = (),
     ) -> StageFolder:
@@ -91,8 +90,6 @@ class StageFolder:
         Args:
             overwrite: throw away what is finished, or of other settings, and begin anew. What was
                 begun with the same settings goes on all the same.
-            main: whether this process may change the folder; of several only one may, the others
-                just look whether the work is done.
             lacking: says which files of a finished stage are not there; then it goes on.
             others: folders whose results are taken if they are what this one is to hold.
 
@@ -100,11 +97,6 @@ class StageFolder:
             WsssError: the folder holds something else and `overwrite` is false, or another process
                 works in it.
         """
-        if not main:
-            path = self.path / MANIFEST
-            done = path.is_file() and read_json(path).get("hash") == self.hash
-            self.finished = done and not overwrite and not lacking()
-            return self
         self._take_lock()
         remove_parts(self.path)
         if not overwrite:

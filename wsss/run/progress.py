@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wsss.run.process import is_main_process
+
 T = TypeVar("T")
 LINE_EVERY_S = 15.0
 
@@ -91,6 +93,9 @@ def track(
             total = len(items)  # type: ignore[arg-type]
         except TypeError:
             total = None
+    if not is_main_process():
+        yield from items
+        return
     if sys.stdout.isatty():
         with bar() as progress:
             task = progress.add_task(description, total=total)

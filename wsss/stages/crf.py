@@ -27,6 +27,7 @@ from wsss.evaluation.scoring import (
 from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import crf_from_probabilities, prepare_crf, seed_probabilities
+from wsss.run.group import led
 from wsss.run.pool import parallel
 from wsss.show.sheets import mask_column, seed_column, truth_column
 
@@ -56,6 +57,7 @@ class RefineSeeds:
         write_mask(self.folder / MASKS / f"{name}.png", labels)
 
 
+@led
 def run(s: Settings) -> Result:
     """Refine what is not refined yet, then score."""
     image_set = build_image_set(s)
@@ -67,7 +69,7 @@ def run(s: Settings) -> Result:
         *refined(s, image_set, "crf", "crf"),
         needs=lambda path: [path / MASKS / f"{name}.png" for name in names],
     )
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     masks, workers, options = job.path / MASKS, s.refine.workers, s.refine.crf
     refine = RefineSeeds(image_set, source, job.path, options)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from wsss.build.doctor import examine
 from wsss.build.job import Result
 from wsss.build.settings import Settings
-from wsss.run.process import is_main_process
+from wsss.run.group import led
 
 
+@led
 def run(s: Settings) -> Result:
     """Tell what works and what doesn't, each with its remedy.
 
     Raises:
         WsssError: something stops the program.
     """
-    if is_main_process():
-        examine(lambda: s)
+    examine(lambda: s)
     return Result("doctor")

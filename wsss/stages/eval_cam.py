@@ -15,6 +15,7 @@ from wsss.evaluation.scoring import SeedScore, absent_classes
 from wsss.files import read_json
 from wsss.maps.files import MapSource
 from wsss.run.folder import MANIFEST
+from wsss.run.group import led
 from wsss.run.process import say
 from wsss.show.charts import AT_THE_EDGE, at_the_edge
 from wsss.show.sheets import Drawing, map_column, seed_column, truth_column
@@ -48,6 +49,7 @@ def remarks(kinds: dict[str, Any], thresholds: tuple[float, ...]) -> list[str]:
     return said + absent_classes(kinds)
 
 
+@led
 def run(s: Settings) -> Result:
     """Score every kind of map that make_cam made."""
     image_set = build_image_set(s)
@@ -62,7 +64,7 @@ def run(s: Settings) -> Result:
     identity = {"eval_cam": options, "eval_split": s.data.eval_split, "kind": source.kind}
     inputs = {"make_cam": made["hash"], **masks_of(s, image_set, s.data.eval_split)}
     job = Job(s, "eval_cam", identity, inputs, needs=lambda path: [path / METRICS])
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     names = image_set.names(s.data.eval_split)
     maps, main = source.folder, source.kind

@@ -8,9 +8,11 @@ from wsss.build.settings import Settings
 from wsss.build.sources import map_source
 from wsss.build.trainer import still_missing
 from wsss.maps.interop import write_npy_maps
+from wsss.run.group import led
 from wsss.run.progress import track
 
 
+@led
 def run(s: Settings) -> Result:
     """Export the maps of all images of data.infer_split that are not exported yet."""
     image_set = build_image_set(s)
@@ -28,7 +30,7 @@ def run(s: Settings) -> Result:
         {"make_cam": source.hash},
         needs=lambda path: [path / "npy" / f"{name}.npy" for name in names],
     )
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     files = job.path / "npy"
     for name in track(still_missing(names, (files, ".npy")), "export_cam"):

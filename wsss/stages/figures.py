@@ -11,16 +11,18 @@ from wsss.build.objects import build_image_set, load_network, whole_set
 from wsss.build.settings import Settings, plain
 from wsss.build.sources import find_checkpoint
 from wsss.errors import WsssError
+from wsss.run.group import led
 from wsss.run.process import relative, say
 
 
+@led
 def run(s: Settings) -> Result:
     """Draw with the trained weights; the images are spread over data.eval_split or named."""
     image_set = build_image_set(s)
     checkpoint, source = find_checkpoint(s, "figures", image_set.classes)
     identity = {"figures": plain(s.figures), "test": method_options(s)[1]}
     job = Job(s, "figures", identity, {"train": source})
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     split = s.data.eval_split
     image_set.check(split)

@@ -15,9 +15,11 @@ from wsss.errors import WsssError
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
 from wsss.maps.fuse import enlarge
 from wsss.maps.interop import npy_files, read_npy_maps
+from wsss.run.group import led
 from wsss.run.progress import track
 
 
+@led
 def run(s: Settings) -> Result:
     """Convert the files of all images of data.infer_split into this run's make_cam folder."""
     if not s.refine.npy:
@@ -29,7 +31,7 @@ def run(s: Settings) -> Result:
     needs = [f"{MAPS}/{name}.npz" for name in names]
     identity = imported_maps(s, image_set)
     job = Job(s, "make_cam", *identity, needs=lambda path: [path / n for n in needs])
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     kinds: dict[str, bool] = {}
     stride = s.make_cam.stride

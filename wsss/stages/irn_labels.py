@@ -20,6 +20,7 @@ from wsss.maps.files import MapSource
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import CrfSettings, prepare_crf
 from wsss.refine.labels import LabelSettings, confident_labels
+from wsss.run.group import led
 from wsss.run.pool import parallel
 from wsss.show.sheets import Drawing, mask_column, truth_column
 
@@ -64,6 +65,7 @@ class Shares:
         return np.array(counts, dtype=np.int64)
 
 
+@led
 def run(s: Settings) -> Result:
     """Label what is not labeled yet."""
     image_set = build_image_set(s)
@@ -75,7 +77,7 @@ def run(s: Settings) -> Result:
         *refined(s, image_set, "irn_labels", "labels"),
         needs=lambda path: [path / LABELS / f"{name}.png" for name in names],
     )
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     labels, workers = job.path / LABELS, s.refine.workers
     work = MakeLabels(image_set, source, labels, s.refine.labels)

@@ -23,6 +23,7 @@ from wsss.errors import WsssError
 from wsss.files import atomic
 from wsss.refine.irn import EdgeDisplacement, IRNModule, mean_displacement
 from wsss.run.compute import choose_memory_format
+from wsss.run.group import led
 from wsss.stages.irn_labels import LABELS
 
 WEIGHTS = WALKS["irn_masks"][1]
@@ -86,24 +87,27 @@ def run(s: Settings) -> Result:
         max_epochs=options.max_epochs,
         gradient_clip_val=options.gradient_clip_val,
     )
-    if not job.main:
-        return job.result()
-    facts: dict[str, Any] = {}
-    if options.displacement and options.mean_displacement:
-        whole = WholeSet(image_set, names, Pyramid(mean, std))
-        shift = mean_displacement(
-            network, whole, options.crop_size, options.batch_size, fitted.device
+
+    @led
+    def finish() -> Result:
+        facts: dict[str, Any] = {}
+        if options.displacement and options.mean_displacement:
+            whole = WholeSet(image_set, names, Pyramid(mean, std))
+            shift = mean_displacement(
+                network, whole, options.crop_size, options.batch_size, fitted.device
+            )
+            network.mean_shift.copy_(shift)
+            facts["mean_displacement"] = shift.tolist()
+        heads = {k: v.cpu() for k, v in network.heads_state().items()}
+        with atomic(job.path / WEIGHTS) as temporary:
+            torch.save({"backbone": original, "heads": heads}, temporary)
+        return job.close(
+            str(fitted),
+            job.path / WEIGHTS,
+            loss=fitted.loss,
+            steps=fitted.steps,
+            images=len(names),
+            **facts,
         )
-        network.mean_shift.copy_(shift)
-        facts["mean_displacement"] = shift.tolist()
-    heads = {k: v.cpu() for k, v in network.heads_state().items()}
-    with atomic(job.path / WEIGHTS) as temporary:
-        torch.save({"backbone": original, "heads": heads}, temporary)
-    return job.close(
-        str(fitted),
-        job.path / WEIGHTS,
-        loss=fitted.loss,
-        steps=fitted.steps,
-        images=len(names),
-        **facts,
-    )
+
+    return finish()

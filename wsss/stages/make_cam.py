@@ -17,6 +17,7 @@ from wsss.build.sources import find_checkpoint, made_maps
 from wsss.build.trainer import predict, still_missing
 from wsss.maps.files import MAPS, ClassMaps, write_class_maps
 from wsss.methods.network import SeedNetwork
+from wsss.run.group import led
 from wsss.run.process import relative
 from wsss.show.sheets import map_column
 
@@ -73,19 +74,23 @@ def run(s: Settings) -> Result:
 
         maker = MapMaker(network, maps, s.make_cam)
         predict(job, maker, whole.only(missing), before, network.host.needs_grad)
-    if not job.main:
-        return job.result()
-    size = sum((maps / f"{name}.npz").stat().st_size for name in names) / len(names)
-    facts = {"images": len(names), "bytes_per_image": size}
-    job.facts(facts)
-    columns = {kind: map_column(maps, kind) for kind in network.kinds}
-    job.sheet(image_set, names, s.make_cam.pictures, columns)
-    return job.close(
-        f"{len(names)} images ({', '.join(network.kinds)}) in {{time}}, {size / 1024:.1f} KiB each",
-        maps,
-        kinds=dict(network.kinds),
-        class_names=list(image_set.classes),
-        notes=network.notes(),
-        checkpoint=relative(checkpoint) if checkpoint else None,
-        **facts,
-    )
+
+    @led
+    def finish() -> Result:
+        size = sum((maps / f"{name}.npz").stat().st_size for name in names) / len(names)
+        facts = {"images": len(names), "bytes_per_image": size}
+        job.facts(facts)
+        columns = {kind: map_column(maps, kind) for kind in network.kinds}
+        job.sheet(image_set, names, s.make_cam.pictures, columns)
+        return job.close(
+            f"{len(names)} images ({', '.join(network.kinds)}) in {{time}}, "
+            f"{size / 1024:.1f} KiB each",
+            maps,
+            kinds=dict(network.kinds),
+            class_names=list(image_set.classes),
+            notes=network.notes(),
+            checkpoint=relative(checkpoint) if checkpoint else None,
+            **facts,
+        )
+
+    return finish()

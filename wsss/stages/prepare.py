@@ -12,7 +12,8 @@ from wsss.build.settings import Settings
 from wsss.data.prepare import complaint, prepare
 from wsss.files import read_json, write_json
 from wsss.run.folder import MANIFEST, reopen
-from wsss.run.process import is_main_process, say
+from wsss.run.group import led
+from wsss.run.process import say
 from wsss.show.sheets import label_sheet
 
 PICTURES = 12  # rows of the contact sheet
@@ -20,16 +21,16 @@ CLASSES_IN_A_LINE = 4
 LARGE = 2.0  # times the largest long side in training
 
 
+@led
 def run(s: Settings) -> Result:
     """Prepare and check the splits that the other stages use; all problems are told at once."""
     data = s.data
     expected = {split: n for split, n in (data.expected_counts or {}).items() if n is not None}
     used = {key: getattr(data, f"{key}_split") for key in ("train", "infer", "eval", "val")}
     image_set = build_image_set(s)
-    if is_main_process():
-        forget_if_changed(s.folder("prepare"), image_set.fingerprint())
+    forget_if_changed(s.folder("prepare"), image_set.fingerprint())
     job = Job(s, "prepare", {"name": data.name, "expected_counts": expected, "splits": used})
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     # Masks and the segmentation network's split may be wanting where only seeds are trained.
     needed = {used["train"], used["infer"], *expected}

@@ -20,6 +20,7 @@ from wsss.maps.files import ClassMaps, MapSource, read_class_maps, write_class_m
 from wsss.maps.fuse import enlarge
 from wsss.refine.crf import prepare_crf
 from wsss.refine.psa import READINGS, PSALabelSettings, posteriors
+from wsss.run.group import led
 from wsss.run.pool import parallel
 from wsss.show.sheets import seed_column, truth_column
 
@@ -58,6 +59,7 @@ class Shares:
         return np.array([readings[0].size, *((one > 0).sum() for one in readings)], dtype=np.int64)
 
 
+@led
 def run(s: Settings) -> Result:
     """Read what is not read yet."""
     image_set = build_image_set(s)
@@ -69,7 +71,7 @@ def run(s: Settings) -> Result:
         *refined(s, image_set, "psa_labels", "psa_labels"),
         needs=lambda path: [path / POSTERIORS / f"{name}.npz" for name in names],
     )
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     folder, workers = job.path / POSTERIORS, s.refine.workers
     work = MakePosteriors(image_set, source, folder, s.refine.psa_labels)

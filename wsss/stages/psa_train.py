@@ -24,6 +24,7 @@ from wsss.refine.psa_network import (
     load_published,
 )
 from wsss.run.compute import choose_memory_format
+from wsss.run.group import led
 from wsss.stages.psa_labels import POSTERIORS
 
 WEIGHTS = WALKS["psa_masks"][1]
@@ -94,14 +95,17 @@ def run(s: Settings) -> Result:
         max_epochs=options.max_epochs,
         gradient_clip_val=options.gradient_clip_val,
     )
-    if not job.main:
-        return job.result()
-    with atomic(job.path / WEIGHTS) as temporary:
-        torch.save({k: v.cpu() for k, v in network.state_dict().items()}, temporary)
-    return job.close(
-        str(fitted),
-        job.path / WEIGHTS,
-        loss=fitted.loss,
-        steps=fitted.steps,
-        images=len(names),
-    )
+
+    @led
+    def finish() -> Result:
+        with atomic(job.path / WEIGHTS) as temporary:
+            torch.save({k: v.cpu() for k, v in network.state_dict().items()}, temporary)
+        return job.close(
+            str(fitted),
+            job.path / WEIGHTS,
+            loss=fitted.loss,
+            steps=fitted.steps,
+            images=len(names),
+        )
+
+    return finish()

@@ -11,13 +11,13 @@ from wsss.files import atomic
 from wsss.report.gather import gather
 from wsss.report.page import counted, markdown, missing, render
 from wsss.report.tables import tables
-from wsss.run.process import is_main_process, relative, say
+from wsss.run.group import led
+from wsss.run.process import relative, say
 
 
+@led
 def run(s: Settings) -> Result:
     """Write `report.html` and `report.md` of `report.runs` (default: this run's own sweep)."""
-    if not is_main_process():
-        return Result("report")
     names = [str(name) for name in s.report.runs or [s.run_name]]
     outputs = Path(s.paths.outputs)
     settings = gather([outputs / name for name in names])

@@ -18,6 +18,7 @@ from wsss.data.transforms import Pyramid, resize_bilinear
 from wsss.evaluation.scoring import MASKS, MaskScore, absent_classes
 from wsss.files import write_json
 from wsss.run.folder import check_classes
+from wsss.run.group import led
 from wsss.run.pool import cores
 from wsss.run.process import relative, say
 from wsss.segmentation.archive import write_archive
@@ -107,46 +108,49 @@ def run(s: Settings) -> Result:
     missing = still_missing(names, *((folder, ".png") for folder in results.values()))
     if missing:
         predict_split(job, trained, image_set, missing, options.crf.use)
-    if not job.main:
-        return job.result()
-    main = list(results)[-1]
-    about = {
-        "split": split,
-        "images": len(names),
-        "image_labels_known": False,
-        "initial_weights": trained.initial_weights,
-    }
-    facts: dict[str, Any] = {"images": len(names), "checkpoint": relative(trained.path)}
-    columns: dict[str, Drawing] = {
-        {"network": "network", "crf": "+ CRF"}[what]: mask_column(folder, image_set.num_classes)
-        for what, folder in results.items()
-    }
-    text = ""
-    unscored = why_unscored(image_set, names, split)
-    if unscored:
-        say(f"seg_eval: no score: {unscored}")
-        write_json(job.path / METRICS, {**about, "main": main})
-    else:
-        workers = s.segmentation.workers
-        scores = {what: MaskScore(image_set, folder) for what, folder in results.items()}
-        rows = job.scores(scores, names, main, workers, **about)
-        facts["miou"] = rows[main]["miou"]
-        say(class_table({what: row["iou"] for what, row in rows.items()}))
-        for line in absent_classes(rows):
-            say(f"seg_eval: {line}")
-        shown = ", ".join(f"{what} {row['miou']:.2f}" for what, row in rows.items())
-        text = f"mIoU {shown}; "
-        columns["truth"] = truth_column(image_set)
-    seen = predicted_classes(results[main], image_set.num_classes)
-    job.sheet(image_set, names, s.segmentation.pictures, columns, seen)
-    if packed:
-        pack(s, job.path, split, results, names, image_set.num_classes + 1)
-    return job.close(
-        f"{text}{len(names)} images of split '{split}' in {{time}} (initial weights: "
-        f"{trained.initial_weights})",
-        job.path,
-        **facts,
-    )
+
+    @led
+    def finish() -> Result:
+        main = list(results)[-1]
+        about = {
+            "split": split,
+            "images": len(names),
+            "image_labels_known": False,
+            "initial_weights": trained.initial_weights,
+        }
+        facts: dict[str, Any] = {"images": len(names), "checkpoint": relative(trained.path)}
+        columns: dict[str, Drawing] = {
+            {"network": "network", "crf": "+ CRF"}[what]: mask_column(folder, image_set.num_classes)
+            for what, folder in results.items()
+        }
+        text = ""
+        unscored = why_unscored(image_set, names, split)
+        if unscored:
+            say(f"seg_eval: no score: {unscored}")
+            write_json(job.path / METRICS, {**about, "main": main})
+        else:
+            workers = s.segmentation.workers
+            scores = {what: MaskScore(image_set, folder) for what, folder in results.items()}
+            rows = job.scores(scores, names, main, workers, **about)
+            facts["miou"] = rows[main]["miou"]
+            say(class_table({what: row["iou"] for what, row in rows.items()}))
+            for line in absent_classes(rows):
+                say(f"seg_eval: {line}")
+            shown = ", ".join(f"{what} {row['miou']:.2f}" for what, row in rows.items())
+            text = f"mIoU {shown}; "
+            columns["truth"] = truth_column(image_set)
+        seen = predicted_classes(results[main], image_set.num_classes)
+        job.sheet(image_set, names, s.segmentation.pictures, columns, seen)
+        if packed:
+            pack(s, job.path, split, results, names, image_set.num_classes + 1)
+        return job.close(
+            f"{text}{len(names)} images of split '{split}' in {{time}} (initial weights: "
+            f"{trained.initial_weights})",
+            job.path,
+            **facts,
+        )
+
+    return finish()
 
 
 def class_table(columns: dict[str, dict[str, float | None]]) -> str:

@@ -13,6 +13,7 @@ from wsss.data.photographs import load_image
 from wsss.data.transforms import resize_bilinear, to_tensor
 from wsss.errors import WsssError
 from wsss.files import write_json
+from wsss.run.group import led
 from wsss.run.process import say
 from wsss.segmentation.export import (
     FORMATS,
@@ -42,6 +43,7 @@ def check_photograph(s: Settings) -> tuple[Tensor, str]:
         return resize_bilinear(noise, (375, 500)), "noise (the data set is not at hand)"
 
 
+@led
 def run(s: Settings) -> Result:
     """Write the file, read it back and compare its answers with the network's."""
     form = s.segmentation.export.format
@@ -49,7 +51,7 @@ def run(s: Settings) -> Result:
     trained = find_trained(s, "seg_export")
     identity = {key: plain(s.segmentation)[key] for key in ("msc", "msc_scales")}
     job = Job(s, "seg_export", identity, {"seg_train": trained.hash}, part=form)
-    if job.finished or not job.main:
+    if job.finished:
         return job.result()
     segmenter, network = load_trained(s, trained, "seg_export")
     program = ExportedSegmenter(segmenter, network.mean, network.std).eval()

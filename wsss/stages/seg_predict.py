@@ -22,6 +22,7 @@ from wsss.errors import WsssError
 from wsss.evaluation.scoring import MASKS
 from wsss.files import atomic, digest, read_json, write_json
 from wsss.run.folder import MANIFEST, reopen
+from wsss.run.group import led
 from wsss.run.process import is_main_process, relative, say
 from wsss.segmentation.predict import Predictor
 from wsss.show.legend import overlay_with_legend, predicted_classes
@@ -118,30 +119,35 @@ def run(s: Settings) -> Result:
         after = _WriteOverlay(overlays, trained.classes)
         predictor = Predictor(segmenter, s.segmentation.eval, masks, after=after)
         predict(job, predictor, WholeSet(photographs, missing, inputs, picture=True, lenient=True))
-    if not job.main:
-        return job.result()
-    lost = still_missing(names, (masks, ".png"))
-    faulty = unreadable(photographs, lost)
-    done = [name for name in names if name not in set(lost)]
-    columns: dict[str, Drawing] = {"prediction": mask_column(masks, photographs.num_classes)}
-    seen = predicted_classes(masks, photographs.num_classes)
-    job.sheet(photographs, done, s.segmentation.pictures, columns, seen)
-    if photographs.passed_over:
-        others = photographs.passed_over
-        more = ", ..." if len(others) > 3 else ""
-        what = "1 file is no photograph" if len(others) == 1 else f"{len(others)} files are none"
-        say(f"seg_predict: {what}: {', '.join(others[:3])}{more}")
-    if faulty:
-        say(f"seg_predict: {len(faulty)} of {len(names)} photographs could not be read:")
-        for reason in faulty.values():
-            say(f"  {reason}")
-    many = "1 photograph" if len(done) == 1 else f"{len(done)} photographs"
-    return job.close(
-        f"{many} in {{time}}, overlays in {relative(overlays)}",
-        masks,
-        input=str(s.input),
-        images=len(done),
-        unreadable=faulty,
-        passed_over=photographs.passed_over,
-        checkpoint=relative(trained.path),
-    )
+
+    @led
+    def finish() -> Result:
+        lost = still_missing(names, (masks, ".png"))
+        faulty = unreadable(photographs, lost)
+        done = [name for name in names if name not in set(lost)]
+        columns: dict[str, Drawing] = {"prediction": mask_column(masks, photographs.num_classes)}
+        seen = predicted_classes(masks, photographs.num_classes)
+        job.sheet(photographs, done, s.segmentation.pictures, columns, seen)
+        if photographs.passed_over:
+            others = photographs.passed_over
+            more = ", ..." if len(others) > 3 else ""
+            what = (
+                "1 file is no photograph" if len(others) == 1 else f"{len(others)} files are none"
+            )
+            say(f"seg_predict: {what}: {', '.join(others[:3])}{more}")
+        if faulty:
+            say(f"seg_predict: {len(faulty)} of {len(names)} photographs could not be read:")
+            for reason in faulty.values():
+                say(f"  {reason}")
+        many = "1 photograph" if len(done) == 1 else f"{len(done)} photographs"
+        return job.close(
+            f"{many} in {{time}}, overlays in {relative(overlays)}",
+            masks,
+            input=str(s.input),
+            images=len(done),
+            unreadable=faulty,
+            passed_over=photographs.passed_over,
+            checkpoint=relative(trained.path),
+        )
+
+    return finish()

@@ -19,6 +19,7 @@ from wsss.data.base import ImageSet
 from wsss.data.datamodule import EpochData, EpochSet, Sample, WholeSet
 from wsss.data.transforms import Crop, DrawSize, Pyramid, ScaleRange, Scales, resize_bilinear
 from wsss.run.callbacks import CHECKPOINT
+from wsss.run.group import led
 from wsss.run.process import relative, say
 from wsss.segmentation.base import SegmentationNetwork
 from wsss.segmentation.mask_check import check_masks
@@ -120,10 +121,14 @@ def run(s: Settings) -> Result:
         network.mean, network.std, long_side=s.segmentation.long_side, resize=resize_bilinear
     )
     whole = WholeSet(image_set, names, inputs_of, targets=masks, picture=True)
-    facts: dict[str, Any] = {}
-    if job.main:
-        facts["pseudo_masks"] = look_at_masks(job, image_set, names, masks, stage)
+
+    @led
+    def looked_at() -> dict[str, Any]:
+        counts = look_at_masks(job, image_set, names, masks, stage)
         crop_sheet(train, s.segmentation.pictures, job.path / "samples.png")
+        return counts
+
+    facts = {"pseudo_masks": looked_at()}
     fitted = fit(
         job,
         module,
