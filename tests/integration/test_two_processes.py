@@ -68,11 +68,10 @@ def test_three_processes_make_the_files_of_one_from_its_weights(program) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_train_map_and_score_as_one_and_go_on_when_one_was_killed(program) -> None:
-    program("run_name=one", "stage=all")
-    two_devices = ("stage=all", "trainer.devices=2")
-    killed = program.start(
-        "run_name=two", *two_devices, "training.max_epochs=2", stderr=subprocess.PIPE
-    )
+    settings = ("stage=all", "training.max_epochs=2")
+    program("run_name=one", *settings)
+    two_devices = (*settings, "trainer.devices=2")
+    killed = program.start("run_name=two", *two_devices, stderr=subprocess.PIPE)
     kill_a_rank(killed, lambda: list(program.out.glob("two/*/make_cam/started.json")))
     program("run_name=two", *two_devices, fresh=True)
     (one,), (two,) = (list((program.out / name).glob("*")) for name in ("one", "two"))
@@ -118,7 +117,9 @@ def kill_a_rank(program: subprocess.Popen, ready) -> None:
     os.kill(max(ranks), signal.SIGKILL)
     _, err = program.communicate(timeout=60)
     assert program.returncode == 1
-    (line,) = err.decode().splitlines()
+    lines = err.decode().splitlines()
+    assert len(lines) == 1, lines
+    (line,) = lines
     assert line.startswith("error: process 1 of 2") and "was killed" in line
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
 

@@ -105,8 +105,9 @@ def launch(count: int, work: Callable[..., Answer], *given: Any) -> Answer:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):
+    spawning = "torch.multiprocessing.spawn"
+    for name in (spawning, *logging.root.manager.loggerDict):
+        if name == spawning or name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its ends are told by us
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="wsss_") as folder:
