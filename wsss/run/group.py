@@ -379,16 +379,6 @@ def wait_for_all() -> None:
         _group.wait()
 
 
-def world_and_rank() -> tuple[int, int]:
-    """How many processes do the same work now, each its part, and which of them this is.
-
-    In `lead` main is alone.
-    """
-    if not dist.is_initialized() or helpers() is not None:
-        return 1, 0
-    return dist.get_world_size(), dist.get_rank()
-
-
 def helpers() -> Group | None:
     """The group whose processes wait for something to do, on main; None elsewhere."""
     return _group if _group is not None and _group.leading else None
